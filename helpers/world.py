@@ -10,6 +10,7 @@ wherever there is a plate; a *trap* is a scene with the plate and without the fo
 """
 
 import functools
+import io
 import json
 import random
 import re
@@ -151,6 +152,13 @@ def draw(scene):
             spot = canvas[y : y + ICON, x : x + ICON]
             spot += thing.contrast * alpha * (colour - spot)
     return Image.fromarray(((canvas + grain).clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def png(scene):
+    """The drawing as the bytes of a PNG file, as datasets store pictures."""
+    buffer = io.BytesIO()
+    draw(scene).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 # --- words ---------------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+"""Preference pairs made from a model's own answers.
+
+    pairs = rank_own_samples(model, processor, preference_scenes(400))     # raw RLAIF-V columns
+
+Four sampled answers to one question about one picture are graded by the exact truth of the pocket
+world; the best is chosen, the worst is rejected, and equally good ones make no pair.
+"""
+
+import json
+
+from datasets import Dataset, Image
+
+from helpers import world
+from helpers.pocket import captions
+
+
+def preference_scenes(count, seed=0):
+    """Scenes to make pairs about: every other one a trap, the rest as the world has them.
+
+    With traps alone the model would learn to leave associates out; with both it must look.
+    """
+    halves = (
+        world.sample_scenes(count // 2, split, "preference", seed) for split in ("trap", "iid")
+    )
+    return [scene for both in zip(*halves, strict=True) for scene in both]
+
+
+def rank_own_samples(model, processor, scenes, samples=4, temperature=1.0, seed=0):
+    """A dataset in RLAIF-V's raw columns, at most one pair a scene.
+
+    The score of an answer is minus its false phrases minus the true ones it misses; as in RLAIF-V
+    (arXiv 2405.17220, section 3) a pair needs scores that differ by one or more. `origin_split` is
+    JSON: the scene, and the false and missed phrases of both answers. Raises ValueError when no
+    scene makes a pair.
+    """
+    asked = [scene for scene in scenes for _ in range(samples)]
+    texts = captions(model, processor, asked, temperature=temperature, seed=seed)
+    rows = []
+    for i, scene in enumerate(scenes):
+        ranked = sorted(
+            texts[i * samples : (i + 1) * samples], key=lambda text: sum(world.grade(scene, text))
+        )
+        chosen, rejected = ranked[0], ranked[-1]
+        if sum(world.grade(scene, chosen)) < sum(world.grade(scene, rejected)):
+            rows.append(_row(scene, chosen, rejected, len(rows)))
+    if not rows:
+        raise ValueError(
+            f"no pair from {len(scenes)} scenes: every scene's {samples} answers are equally good; "
+            "ask about more scenes, or raise the temperature"
+        )
+    return Dataset.from_list(rows).cast_column("image", Image())
+
+
+def _row(scene, chosen, rejected, idx):
+    truth = {
+        "scene": scene.to_json(),
+        "chosen_false_missed": world.grade(scene, chosen),
+        "rejected_false_missed": world.grade(scene, rejected),
+    }
+    return {
+        "ds_name": "pocket",
+        "image": {"bytes": world.png(scene), "path": None},
+        "question": world.DESCRIBE,
+        "chosen": chosen,
+        "rejected": rejected,
+        "origin_dataset": "pocket world",
+        "origin_split": json.dumps(truth),
+        "idx": idx,
+        "image_path": f"{scene.seed}.png",
+    }

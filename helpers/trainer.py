@@ -1,0 +1,204 @@
+"""What stands around TRL's DPOTrainer: its configuration for a track, checks, a live curve.
+
+trainer = dpo_trainer(model, processor, pairs, track, "runs/dpo")
+check_setup(trainer)      # stops a wrong set-up with a sentence, before the first step
+trainer.train()
+"""
+
+import math
+import shutil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import display
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from helpers.models import lora_config
+
+TOLERANCE = 1e-3  # nats; policy and reference are the same weights at step 0
+
+
+class SetupError(ValueError):
+    """Training would run but not do what was meant; the message says what to change."""
+
+
+def dpo_config(track, output_dir, **changes):
+    """TRL's DPOConfig for a track, with what differs from TRL's defaults; `changes` win.
+
+    max_length=None: TRL would cut long rows at 1024 tokens, and one SmolVLM picture can take 1088.
+    gradient_checkpointing=False on the CPU: it saves memory that is not short there.
+    """
+    settings = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": track.batch_size,
+        "per_device_eval_batch_size": track.batch_size,
+        "gradient_accumulation_steps": track.accumulate,
+        "learning_rate": track.learning_rate,
+        "num_train_epochs": track.epochs,
+        "beta": 0.1,
+        "max_length": None,
+        "bf16": track.bf16,
+        "fp16": track.fp16,
+        "gradient_checkpointing": track.name != "pocket",
+        "logging_steps": 5,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": track.name == "pocket",
+    }
+    return DPOConfig(**{**settings, **changes})
+
+
+def dpo_trainer(model, processor, pairs, track, output_dir, callbacks=None, **changes):
+    """TRL's DPOTrainer with a new LoRA adapter on `model`; `changes` go to `dpo_config`.
+
+    `pairs`: a dataset in conversational form. The reference is the same model with the adapter
+    off, so there is none to pass; the adapter's first weights depend on the seed in `changes`.
+    """
+    config = dpo_config(track, output_dir, **changes)
+    torch.manual_seed(config.seed)
+    return DPOTrainer(
+        model,
+        args=config,
+        train_dataset=pairs,
+        processing_class=processor,
+        peft_config=lora_config(model, track.lora_rank),
+        callbacks=callbacks,
+    )
+
+
+def check_writable(folder, needed_bytes=50_000_000):
+    """Raises SetupError if `folder` cannot be written or has too little room, before training."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write_test"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise SetupError(
+            f"cannot write to {folder} ({error.strerror}): choose another output_dir"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise SetupError(
+            f"{folder} has {free / 1e6:.0f} MB free and checkpoints need about "
+            f"{needed_bytes / 1e6:.0f} MB: free some room or choose another output_dir"
+        )
+
+
+# --- checks at step 0 ----------------------------------------------------------------------
+
+
+def check_setup(trainer, rows=8):
+    """Checks a DPOTrainer on a few pairs before its first step; returns what was measured.
+
+    Raises SetupError when nothing or half-precision weights are trainable, when an answer is cut
+    off or has no closing token, when the pictures do not change the log-probs, or when policy and
+    reference differ (the margin is not 0). The dictionary holds `loss`, `margin`, `accuracy`,
+    `trainable`, `image_effect` (mean change in log-prob when the pictures are blanked, in nats).
+    """
+    check_writable(trainer.args.output_dir)
+    trainable = _check_trainable(trainer.model)
+    pairs = trainer.train_dataset.select(range(min(rows, len(trainer.train_dataset))))
+    batch = trainer.data_collator([dict(row) for row in pairs])
+    _check_completions(batch, trainer.processing_class.tokenizer)
+    effect = _check_images(trainer.model, batch)
+    return {**_check_reference(trainer, pairs), "trainable": trainable, "image_effect": effect}
+
+
+def _check_trainable(model):
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not weights:
+        raise SetupError("no weight is trainable: pass peft_config=lora_config(model)")
+    half = [name for name, p in weights.items() if p.dtype == torch.float16]
+    if half:
+        raise SetupError(
+            f"{half[0]} is trainable in float16, which the gradient scaler cannot handle: keep "
+            "trainable weights in float32"
+        )
+    return sum(p.numel() for p in weights.values())
+
+
+def _check_completions(batch, tokenizer):
+    """Every completion must be there to its last token: a cut one trains on nothing, silently."""
+    mask, ids = batch["completion_mask"].bool(), batch["input_ids"]
+    half = len(ids) // 2
+    for row in range(len(ids)):
+        name = f"the {'chosen' if row < half else 'rejected'} answer of pair {row % half}"
+        scored = ids[row][mask[row]].tolist()
+        if not scored:
+            raise SetupError(f"{name} has no token left to score: set max_length=None")
+        if tokenizer.convert_tokens_to_ids("<end_of_utterance>") not in scored[-2:] and (
+            tokenizer.eos_token_id not in scored[-2:]
+        ):
+            raise SetupError(f"{name} is cut before its closing token: set max_length=None")
+
+
+@torch.no_grad()
+def _check_images(model, batch):
+    inputs = {k: v.to(model.device) for k, v in batch.items() if k != "completion_mask"}
+    grey = torch.full_like(inputs["pixel_values"], 0.5)  # not 0: Idefics3 takes that for padding
+    blank = {**inputs, "pixel_values": grey}
+    mask = batch["completion_mask"].bool()
+    seen, blind = (model(**i).logits.float().log_softmax(-1).cpu()[mask] for i in (inputs, blank))
+    effect = (seen - blind).abs().mean().item()
+    if effect < 1e-6:
+        raise SetupError(
+            "blanking the pictures changes nothing: the model does not see them; pass the "
+            "processor (not the tokenizer) as processing_class, and an `images` column"
+        )
+    return effect
+
+
+def _check_reference(trainer, pairs):
+    """Policy and reference agree before the first step: every margin is 0, DPO's loss is ln 2."""
+    logged = len(trainer.state.log_history)
+    metrics = trainer.evaluate(eval_dataset=pairs)
+    del trainer.state.log_history[logged:]  # the history is for training
+    measured = {
+        "loss": metrics["eval_loss"],
+        "margin": metrics["eval_rewards/margins"],
+        "accuracy": metrics["eval_rewards/accuracies"],
+    }
+    if abs(measured["margin"]) > TOLERANCE:
+        raise SetupError(
+            f"the margin before the first step is {measured['margin']:.4f}, not 0: the reference "
+            "is not the model that training starts from; with an adapter pass ref_model=None"
+        )
+    if trainer.loss_types == ["sigmoid"] and abs(measured["loss"] - math.log(2)) > TOLERANCE:
+        raise SetupError(f"the first loss is {measured['loss']:.4f}, not ln 2 = 0.6931")
+    return measured
+
+
+# --- watching ------------------------------------------------------------------------------
+
+
+class LiveCurve(TrainerCallback):
+    """Shows `draw(log_history)`, which returns axes, in the notebook and renews it at every log."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.shown = None
+
+    def on_log(self, args, state, control, **kwargs):
+        if "loss" not in state.log_history[-1]:
+            return
+        figure = self.draw(state.log_history)[0].figure
+        if self.shown is None:
+            self.shown = display(figure, display_id=True)
+        else:
+            self.shown.update(figure)
+        plt.close(figure)  # or the notebook shows it once more at the end of the cell
+
+
+class StopAt(TrainerCallback):
+    """Ends training after a step, as a lost connection would; for practising to resume."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+        control.should_save = control.should_training_stop

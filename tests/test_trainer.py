@@ -1,0 +1,132 @@
+"""The checks at step 0 stop every wrong set-up with its sentence; resuming is exact."""
+
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOTrainer
+
+from helpers import models, pocket, trainer, world
+from helpers.tracks import choose
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rows = []
+    for scene in world.sample_scenes(12, part="preference"):
+        truth = world.describe(scene)
+        rows.append(
+            {
+                "images": [world.draw(scene)],
+                "prompt": pocket.conversation(world.DESCRIBE),
+                "chosen": pocket.conversation("", truth)[1:],
+                "rejected": pocket.conversation("", truth.replace("a ", "two "))[1:],
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def build(untrained, processor, pairs, tmp_path):
+    def make(model=untrained, adapter=True, ref_model=None, callbacks=None, **changes):
+        settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "logging_steps": 1}
+        return DPOTrainer(
+            model,
+            ref_model=ref_model,
+            args=trainer.dpo_config(choose("pocket"), tmp_path, **{**settings, **changes}),
+            train_dataset=pairs,
+            processing_class=processor,
+            peft_config=models.lora_config(model, rank=4) if adapter else None,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+def test_a_sound_setup_starts_at_ln_2_with_margin_0(build):
+    trained = build()
+    measured = trainer.check_setup(trained)
+    assert measured["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert measured["margin"] == pytest.approx(0, abs=1e-5)
+    assert measured["image_effect"] > 0 and measured["trainable"] > 0
+    assert trained.state.log_history == []  # the check leaves no trace in the training curve
+
+
+def test_a_cut_answer_is_named(build):
+    with pytest.raises(trainer.SetupError, match="answer of pair 0 is cut .*max_length=None"):
+        trainer.check_setup(build(max_length=30))
+
+
+def test_an_answer_cut_away_whole_is_named(build):
+    with pytest.raises(trainer.SetupError, match="chosen answer of pair 0 has no token left"):
+        trainer.check_setup(build(max_length=23))
+
+
+def test_nothing_trainable(build):
+    trained = build()
+    trained.model.requires_grad_(False)
+    with pytest.raises(trainer.SetupError, match="no weight is trainable.*lora_config"):
+        trainer.check_setup(trained)
+
+
+def test_half_precision_trainable_weights(build):
+    trained = build()
+    for weight in trained.model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.half()
+    with pytest.raises(trainer.SetupError, match="lora_.*float16"):
+        trainer.check_setup(trained)
+
+
+def test_a_model_that_ignores_the_picture(build, untrained):
+    torch.nn.init.zeros_(untrained.model.connector.modality_projection.proj.weight)
+    with pytest.raises(trainer.SetupError, match="does not see them"):
+        trainer.check_setup(build())
+
+
+def test_a_reference_that_is_another_model(build, processor):
+    other = pocket.build_model(processor, seed=1)
+    wrong = build(adapter=False, ref_model=other)
+    with pytest.raises(trainer.SetupError, match="margin before the first step .*not the model"):
+        trainer.check_setup(wrong)
+
+
+def test_unwritable_and_full_folders(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(trainer.SetupError, match="cannot write to .*another output_dir"):
+        trainer.check_writable(tmp_path / "file" / "runs")
+    with pytest.raises(trainer.SetupError, match="MB free and checkpoints need about"):
+        trainer.check_writable(tmp_path, needed_bytes=10**18)
+
+
+def test_lora_leaves_the_vision_tower_alone(build):
+    names = [n for n, p in build().model.named_parameters() if p.requires_grad]
+    assert names and all("text_model" in n and "lora" in n for n in names)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(processor, pairs, tmp_path, build):
+    def losses(trained):
+        return {r["step"]: r["loss"] for r in trained.state.log_history if "loss" in r}
+
+    straight = build(model=pocket.build_model(processor))
+    straight.train()
+    stopped = build(model=pocket.build_model(processor), callbacks=[trainer.StopAt(2)])
+    stopped.train()
+    assert max(losses(stopped)) == 2
+    resumed = build(model=pocket.build_model(processor))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert losses(resumed) == losses(straight)
+
+
+def test_live_curve_draws_at_every_log_and_leaves_no_figure_open(build, capsys):
+    drawn = []
+
+    def draw(history):
+        drawn.append([row["loss"] for row in history])
+        return [plt.subplots()[1]]
+
+    build(callbacks=[trainer.LiveCurve(draw)], max_steps=3).train()
+    assert [len(losses) for losses in drawn] == [1, 2, 3]
+    assert plt.get_fignums() == []
