@@ -18,8 +18,15 @@ KINDS = ("existence", "attribute", "count", "relation")
 TEXT = Value("string")
 # Names and order are RLAIF-V's, so that one loader reads these rows and the real data alike.
 PREFERENCES = Features(
-    ds_name=TEXT, image=Image(), question=TEXT, chosen=TEXT, rejected=TEXT, origin_dataset=TEXT,
-    origin_split=TEXT, idx=Value("int64"), image_path=TEXT,
+    ds_name=TEXT,
+    image=Image(),
+    question=TEXT,
+    chosen=TEXT,
+    rejected=TEXT,
+    origin_dataset=TEXT,
+    origin_split=TEXT,
+    idx=Value("int64"),
+    image_path=TEXT,
 )
 PROBES = Features(image_path=TEXT, question=TEXT, answer=TEXT, kind=TEXT)
 

@@ -1,0 +1,115 @@
+"""Every notebook is what its lesson says, fit to publish, in the course's rhythm, and runs."""
+
+import re
+
+import nbformat
+import pytest
+
+from tools.build_notebooks import (
+    LESSONS,
+    NOTEBOOKS,
+    ROOT,
+    LessonError,
+    build,
+    execute,
+    find_lessons,
+    tags,
+)
+from tools.outputs import output_faults
+from tools.run_course import stated_minutes
+
+try:
+    LESSON_FILES = find_lessons()
+except LessonError:  # test_there_is_a_notebook_for_every_lesson says so
+    LESSON_FILES = []
+
+REBUILD = "run `make notebooks` (or python -m tools.build_notebooks --only {})"
+CODE_LINES = 20
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COLAB = re.compile(r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w.-]+/(.+)")
+
+
+@pytest.fixture(params=LESSON_FILES, ids=lambda path: path.stem)
+def lesson(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(lesson):
+    path = NOTEBOOKS / f"{lesson.stem}.ipynb"
+    assert path.exists(), f"{path.name} is missing: {REBUILD.format(lesson.stem)}"
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    """All markdown, without fenced code."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_there_is_a_notebook_for_every_lesson():
+    names = [path.stem for path in find_lessons()]  # raises when there are none
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == names
+    strays = {path.stem for path in LESSONS.glob("*.py")} - set(names)
+    assert not strays, f"not named as a lesson is, NN_name.py: {strays}"
+
+
+def test_source_is_that_of_the_lesson(lesson, notebook):
+    def source(nb):
+        return [(cell.id, cell.cell_type, cell.source, tags(cell)) for cell in nb.cells]
+
+    built = build(lesson)
+    assert source(notebook) == source(built), REBUILD.format(lesson.stem)
+    assert notebook.metadata == built.metadata, REBUILD.format(lesson.stem)
+
+
+def test_every_cell_was_run_in_order(lesson, notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1)), REBUILD.format(lesson.stem)
+
+
+def test_outputs_are_fit_to_publish(notebook):
+    assert output_faults(notebook) == []
+
+
+def test_one_title_and_a_badge_to_itself(lesson, notebook):
+    assert len(re.findall(r"^# ", prose(notebook), flags=re.MULTILINE)) == 1
+    assert notebook.cells[0].source.endswith(f"/notebooks/{lesson.stem}.ipynb)")
+
+
+def test_links_lead_somewhere(notebook):
+    for target in LINK.findall(prose(notebook)):
+        if colab := COLAB.fullmatch(target):
+            assert (ROOT / colab[1]).exists(), f"a badge to no notebook: {target}"
+        elif not re.match(r"https?:|#|mailto:|data:", target):
+            path = NOTEBOOKS / target.split("#")[0]
+            assert path.exists(), f"a link to no file: {target}"
+
+
+def test_tagged_cells(notebook):
+    for tag in ("parameters", "setup", "key-figure"):
+        tagged = [cell for cell in notebook.cells if tag in tags(cell)]
+        assert [cell.cell_type for cell in tagged] == ["code"], f"tag one code cell `{tag}`"
+
+
+def test_time_is_stated_for_the_pocket_track(notebook):
+    assert stated_minutes(notebook, "pocket"), 'state it, such as "pocket: about 2 minutes"'
+
+
+def test_code_cells_are_short(notebook):
+    for cell in code_cells(notebook):
+        if "showcase" not in tags(cell):
+            assert len(cell.source.splitlines()) <= CODE_LINES, cell.source
+
+
+def test_prose_comes_between_code(notebook):
+    kinds = "".join(cell.cell_type[0] for cell in notebook.cells)
+    assert "ccc" not in kinds, f"three code cells in a row, from cell {kinds.find('ccc') + 1}"
+
+
+def test_runs_in_small(notebook, tmp_path):
+    execute(notebook, tmp_path / "small.ipynb", {"TRACK": "pocket", "QUICK": True})

@@ -1,0 +1,340 @@
+"""The course's machinery on tiny lessons: what it builds and shows, and what an unfit one gets."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_output
+
+from tools import build_notebooks, run_course
+from tools.build_notebooks import LessonError, build, build_one, find_lessons
+from tools.outputs import machine_path, output_faults, tidy
+from tools.progress import minutes_left
+from tools.run_course import key_figure, stated_minutes
+
+GOOD = """\
+# %% [markdown]
+# # A lesson
+# pocket (2 cores): about 30 seconds. t4: not measured.
+
+# %% tags=["parameters"]
+TRACK = "auto"
+QUICK = False
+SEED = 0
+
+# %% [markdown]
+# Run it.
+
+# %%
+import helpers.world
+from tqdm import tqdm
+for _ in tqdm(range(50), mininterval=0):
+    pass
+TRACK
+
+# %% tags=["key-figure"]
+print(f"margin {0.25} on {TRACK}, seed {SEED}, quick {QUICK}")
+"""
+FAILING = GOOD.replace("# Run it.", "# Fail.").replace("    pass\n", "    losses = 1 / 0\n")
+
+
+@pytest.fixture
+def lessons(tmp_path):
+    """Writes lessons into a folder: lessons(text) is a folder with 01_fake.py."""
+
+    def write(*texts):
+        folder = tmp_path / "lessons"
+        folder.mkdir()
+        for number, text in enumerate(texts, start=1):
+            (folder / f"{number:02d}_fake.py").write_text(text, encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def built(lessons):
+    """The notebook of a text, not executed."""
+    return lambda text: build(lessons(text) / "01_fake.py")
+
+
+def stream(text, name="stderr"):
+    return new_output("stream", name=name, text=text)
+
+
+def notebook_showing(*outputs):
+    cell = nbformat.v4.new_code_cell("1", outputs=list(outputs), execution_count=1)
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+# Building
+
+
+def test_build_adds_badge_and_setup_around_the_title(built):
+    badge, title, setup, parameters, *_ = built(GOOD).cells
+    assert badge.source.endswith("/notebooks/01_fake.ipynb)")
+    assert title.source.startswith("# A lesson")
+    assert setup.metadata.tags == ["setup"] and len(setup.source.splitlines()) <= 20
+    assert parameters.metadata.tags == ["parameters"]
+
+
+def test_build_is_deterministic_and_an_edit_renames_one_cell(built, lessons):
+    folder = lessons(GOOD, GOOD, GOOD.replace("Run it.", "Run it now."))
+    first, same, edited = ([c.id for c in build(path).cells[1:]] for path in find_lessons(folder))
+    assert first == same
+    assert sum(one != other for one, other in zip(first, edited, strict=True)) == 1
+    assert len(set(first)) == len(first)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (GOOD.replace(' tags=["parameters"]', ""), "0 cells are tagged `parameters`"),
+        (GOOD.replace("SEED = 0", ""), "give SEED a line"),
+        (GOOD.replace("SEED = 0", "SEED = = 0"), "not valid Python"),
+        (GOOD.replace("# # A lesson", "# A lesson"), "open with the '# ' title"),
+        (GOOD + '\n# %% tags=["setup"]\n1\n', "leave out the cell tagged `setup`"),
+        (GOOD + '\n# %% tags=["raises-exception"]\n1\n', "catch and print"),
+        ("", "open with the '# ' title"),
+    ],
+)
+def test_an_unfit_lesson_gets_a_sentence_with_its_name(built, text, message):
+    with pytest.raises(LessonError, match=f"01_fake.py.*{re.escape(message)}"):
+        built(text)
+
+
+def test_lessons_are_found_in_reading_order_and_by_number(tmp_path):
+    for name in ("A_pocket.py", "01_look.py", "00_start.py", "helper.py", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.stem for p in find_lessons(tmp_path)] == ["00_start", "01_look", "A_pocket"]
+    assert [p.stem for p in find_lessons(tmp_path, ["A", "00_start"])] == ["00_start", "A_pocket"]
+    with pytest.raises(LessonError, match="no lesson '7'.*00_start, 01_look, A_pocket"):
+        find_lessons(tmp_path, ["7"])
+
+
+def test_no_lessons_is_an_error(tmp_path):
+    with pytest.raises(LessonError, match="no lessons"):
+        find_lessons(tmp_path)
+
+
+def test_built_notebook_keeps_outputs_and_nothing_of_the_run(lessons, tmp_path):
+    lesson = lessons(GOOD) / "01_fake.py"
+    build_one(lesson, tmp_path)
+    text = (tmp_path / "01_fake.ipynb").read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.id for cell in notebook.cells] == [cell.id for cell in build(lesson).cells]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, 4]
+    assert code[2].outputs[-1].data["text/plain"] == "'pocket'"
+    assert code[2].outputs[0].text.count("50/50") == 1 and "\r" not in text
+    assert "papermill" not in text and "start_time" not in text
+    assert output_faults(notebook) == []
+
+
+def test_without_running_only_unchanged_cells_keep_outputs(lessons, tmp_path):
+    lesson = lessons(GOOD) / "01_fake.py"
+    notebook = build(lesson)
+    for count, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
+        cell.execution_count, cell.outputs = count + 1, [stream(f"output {count}")]
+    nbformat.write(notebook, tmp_path / "01_fake.ipynb")
+    lesson.write_text(GOOD.replace("range(50)", "range(60)"), encoding="utf-8")
+    build_one(lesson, tmp_path, run=False)
+    code = [c for c in nbformat.read(tmp_path / "01_fake.ipynb", 4).cells if c.cell_type == "code"]
+    assert [len(cell.outputs) for cell in code] == [1, 1, 0, 1]
+    assert code[2].execution_count is None
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("1 / 0", "01_fake.py: ZeroDivisionError"),
+        ("print('/home/ada/course')", "01_fake.py, cell 6 shows a path"),
+    ],
+)
+def test_a_failing_cell_or_unfit_output_is_not_built(lessons, tmp_path, code, message):
+    folder = lessons(GOOD.replace("    pass", f"    {code}"))
+    with pytest.raises(SystemExit, match=message):
+        build_notebooks.main([], folder, tmp_path)
+    assert not (tmp_path / "01_fake.ipynb").exists()
+
+
+# Outputs
+
+
+def test_tidy_keeps_the_last_state_of_a_progress_bar():
+    bar = [stream("\r  0%"), stream("\r 50%"), stream("\r100%\nnext\n")]
+    assert [output.text for output in tidy(bar)] == ["100%\nnext\n"]
+
+
+def test_tidy_keeps_the_order_of_prints_and_pictures():
+    picture = new_output("display_data", data={"image/png": "aGk="})
+    kept = tidy([stream("a", "stdout"), picture, stream("b", "stdout")])
+    assert [output.output_type for output in kept] == ["stream", "display_data", "stream"]
+
+
+def test_tidy_drops_a_bar_that_wiped_itself():
+    assert tidy([stream("\r100%|###|"), stream("\r          \r")]) == []
+
+
+def test_tidy_leaves_plain_text_and_its_argument_alone():
+    outputs = [stream("two\n"), stream("  lines\r\n")]
+    assert tidy(outputs)[0].text == "two\n  lines\n"
+    assert outputs[0].text == "two\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  File /home/ada/course/helpers/world.py:12",
+        "/Users/ada/course/.venv/lib: warning",
+        "C:\\Users\\ada\\course",
+        ".venv/lib/python3.11/site-packages/torch/nn.py:3: UserWarning",
+        "/tmp/ipykernel_31/123.py:1: UserWarning",
+        str(build_notebooks.ROOT / "data"),
+    ],
+)
+def test_machine_paths_are_found(line):
+    assert machine_path(f"first\n{line}\n") == line.strip()
+
+
+@pytest.mark.parametrize("text", ["data/pocket/model", "runs/04/adapter", "12/13", "a / b", ""])
+def test_paths_inside_the_course_are_fine(text):
+    assert machine_path(text) is None
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        (stream("/home/ada/x.py:3: UserWarning"), "cell 1 shows a path"),
+        (new_output("error", ename="KeyError", evalue="'a'"), "cell 1 ends in KeyError"),
+        (
+            new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}}),
+            "cell 1 shows a widget",
+        ),
+        (new_output("display_data", data={"text/html": "<b>/home/ada</b>/home/ada/"}), "a path"),
+    ],
+)
+def test_unfit_outputs_are_named(output, message):
+    (fault,) = output_faults(notebook_showing(output))
+    assert message in fault
+
+
+def test_pictures_are_not_read_as_paths():
+    picture = new_output("display_data", data={"image/png": "AA/home/AA"})
+    card = new_output("display_data", data={"text/html": "<img src='data:a;base64,A/tmp/A='>"})
+    assert output_faults(notebook_showing(picture, card)) == []
+
+
+# Running
+
+
+def test_stated_minutes_are_read_per_track(built):
+    notebook = built(GOOD)
+    assert stated_minutes(notebook, "pocket") == 0.5
+    assert stated_minutes(notebook, "t4") is None
+
+
+@pytest.mark.parametrize(
+    "text, minutes",
+    [
+        ("| pocket | any CPU, 2 cores | 3 minutes |", 3),
+        ("Time: **pocket** about 1.5 min, t4 12 min", 1.5),
+        ("pocket: not measured; t4: 3 minutes", None),
+        ("Pocket: 45 s", 0.75),
+        ("the pocket model has 2 layers", None),
+    ],
+)
+def test_stated_minutes_of_a_line(text, minutes):
+    cell = nbformat.v4.new_markdown_cell(text)
+    assert stated_minutes(nbformat.v4.new_notebook(cells=[cell]), "pocket") == minutes
+
+
+def test_time_left_starts_as_stated_and_follows_the_pace():
+    stated = {"a": 1.0, "b": 2.0, "c": 3.0}
+    assert minutes_left(stated, {}, "a", 0.0) == 6.0
+    assert minutes_left(stated, {}, "a", 0.25) == 5.75
+    assert minutes_left(stated, {"a": 3.0}, "b", 0.0) == 10.0  # twice as slow as stated
+    assert minutes_left(stated, {"a": 1.0, "b": 2.0}, "c", 9.0) == 0.0  # overdue, never negative
+
+
+def test_course_runs_and_reports(lessons, tmp_path, capsys):
+    folder = lessons(GOOD)
+    run_course.main(["--quick", "--seed", "7", "--output", str(tmp_path / "out")], lessons=folder)
+    report = capsys.readouterr().out
+    assert re.search(r"01_fake +0\.\d  margin 0.25 on pocket, seed 7, quick True", report)
+    assert str(tmp_path / "out" / "01_fake.html") in report
+    page = (tmp_path / "out" / "01_fake.html").read_text(encoding="utf-8")
+    assert "margin 0.25" in page and "<title>01_fake</title>" in page
+    executed = nbformat.read(tmp_path / "out" / "01_fake.ipynb", as_version=4)
+    assert key_figure(executed).startswith("margin 0.25")
+
+
+def test_course_stops_at_the_first_failing_cell(lessons, tmp_path):
+    folder = lessons(FAILING, GOOD)
+    with pytest.raises(SystemExit) as stop:
+        run_course.main(["--output", str(tmp_path / "out")], lessons=folder)
+    message = str(stop.value)
+    assert "01_fake, cell 6 of 7 failed" in message
+    assert "import helpers.world" in message and "ZeroDivisionError: division by zero" in message
+    assert (tmp_path / "out" / "01_fake.ipynb").exists()
+    assert not (tmp_path / "out" / "02_fake.ipynb").exists()
+
+
+def test_unwritable_output_is_one_sentence(lessons, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="Cannot write to .*file.*--output"):
+        run_course.main(["--output", str(tmp_path / "file")], lessons=lessons(GOOD))
+
+
+def test_full_disk_is_one_sentence(lessons, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_course, "execute", full)
+    with pytest.raises(SystemExit, match="01_fake, cell 0 of 7: the disk is full"):
+        run_course.main(["--output", str(tmp_path)], lessons=lessons(GOOD))
+
+
+def test_unknown_track_is_one_sentence(lessons, tmp_path):
+    with pytest.raises(SystemExit, match="unknown track 'laptop'"):
+        run_course.main(["--track", "laptop", "--output", str(tmp_path)], lessons=lessons(GOOD))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process on Windows")
+def test_interrupt_is_one_sentence_and_keeps_what_ran(lessons, tmp_path):
+    folder = lessons(GOOD.replace("    pass", "    import time; time.sleep(60)"))
+    script = (
+        "import sys; from pathlib import Path; from tools.run_course import main; "
+        "main(['--output', sys.argv[1]], Path(sys.argv[2]))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "out"), str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=build_notebooks.ROOT,
+    )
+    executed = tmp_path / "out" / "01_fake.ipynb"
+    try:
+        wait_for(lambda: executed.exists() and '"running"' in executed.read_text(encoding="utf-8"))
+        run.send_signal(signal.SIGINT)
+        _, message = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    assert re.fullmatch(
+        r"Interrupted in 01_fake, cell \d of 7\. What ran so far is in .*\n", message
+    )
+    nbformat.read(executed, as_version=4)  # whole, not cut off
+
+
+def wait_for(condition, seconds=300):  # a busy machine takes long to import torch
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)

@@ -1,0 +1,238 @@
+"""Build the notebooks from the lessons, executed on the pocket track.
+
+    python -m tools.build_notebooks                 # every lesson
+    python -m tools.build_notebooks --only 03 A     # some
+    python -m tools.build_notebooks --no-execute    # new text; outputs stay where the source did
+
+A lesson is a Python file in jupytext's percent format, lessons/NN_name.py. Its first cell is
+markdown and opens with the title, one code cell is tagged `parameters`. The notebook adds two
+generated cells: the badge that opens it in Colab, and, after the title, the setup cell.
+"""
+
+import argparse
+import ast
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from tools.outputs import output_faults, tidy
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS, NOTEBOOKS = ROOT / "lessons", ROOT / "notebooks"
+LESSON_FILE = re.compile(r"(\d\d|[A-Z])_\w+\.py")
+PARAMETERS = ("TRACK", "QUICK", "SEED")
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+    "accelerator": "GPU",  # Colab opens the notebook on its free T4
+    "colab": {"gpuType": "T4", "provenance": []},
+}
+
+# A kernel's own log would tear the live line: it warns at its start and when it is interrupted.
+QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
+
+BADGE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{repository}/blob/{branch}/notebooks/{stem}.ipynb)"
+)
+SETUP = """\
+# On Colab, fetch the course and install what is missing. Elsewhere, only find the course's root,
+# so that `import helpers` works wherever Jupyter was started.
+import os
+import sys
+import warnings
+from pathlib import Path
+
+here = Path.cwd()
+if "google.colab" in sys.modules:
+    here = Path("/content/{folder}")
+    if not here.exists():
+        !git clone --quiet --depth 1 --branch {branch} https://github.com/{repository} {{here}}
+        %pip install --quiet {packages}
+root = next((p for p in (here, *here.parents) if (p / "helpers" / "world.py").exists()), None)
+if root is None:
+    raise FileNotFoundError("no `helpers` here: git clone https://github.com/{repository}")
+os.chdir(root)
+sys.path.insert(0, str(root))
+warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars will do"""
+
+
+class LessonError(Exception):
+    """A lesson or notebook that is not fit to build; the message names it and says what to do."""
+
+
+def find_lessons(folder=LESSONS, only=()):
+    """The lesson files in reading order; `only` names some by number or in full: "03", "A"."""
+    lessons = sorted(path for path in folder.glob("*.py") if LESSON_FILE.fullmatch(path.name))
+    if not lessons:
+        raise LessonError(f"There are no lessons in {folder}: a lesson is a file like 01_name.py.")
+    for name in only:
+        if not any(is_called(path, name) for path in lessons):
+            known = ", ".join(path.stem for path in lessons)
+            raise LessonError(f"There is no lesson {name!r}. The lessons are: {known}.")
+    return [path for path in lessons if not only or any(is_called(path, n) for n in only)]
+
+
+def is_called(lesson, name):
+    return name in (lesson.stem, lesson.stem.split("_")[0])
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def build(lesson):
+    """The notebook of one lesson, not yet executed. Raises LessonError if the lesson is unfit."""
+    cells = jupytext.reads(lesson.read_text(encoding="utf-8"), fmt="py:percent").cells
+    require_lesson(cells, lesson.name)
+    settings = course_settings()
+    badge = new_markdown_cell(BADGE.format(stem=lesson.stem, **settings))
+    setup = new_code_cell(SETUP.format(**settings), metadata={"tags": ["setup"]})
+    cells = [badge, cells[0], setup, *cells[1:]]
+    for cell, name in zip(cells, cell_ids(cells), strict=True):
+        cell.metadata = {"tags": tags(cell)} if tags(cell) else {}
+        cell.id = name
+    return new_notebook(cells=cells, metadata=METADATA)
+
+
+def require_lesson(cells, name):
+    """Raise LessonError unless the title and the tagged cells are as the tools need them."""
+    if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
+        raise LessonError(f"{name}: the first cell must be markdown and open with the '# ' title.")
+    tagged = Counter(tag for cell in cells for tag in tags(cell))
+    if tagged["parameters"] != 1:
+        raise LessonError(
+            f"{name}: {tagged['parameters']} cells are tagged `parameters`; tag exactly one code "
+            f'cell, # %% tags=["parameters"], and assign {", ".join(PARAMETERS)} in it.'
+        )
+    parameters = next(cell.source for cell in cells if "parameters" in tags(cell))
+    missing = set(PARAMETERS) - assigned_names(parameters, name)
+    if missing:
+        first = sorted(missing)[0]
+        raise LessonError(f"{name}: give {first} a line in the parameters cell: {first} = ...")
+    if tagged["setup"]:
+        raise LessonError(f"{name}: leave out the cell tagged `setup`; the build adds it.")
+    if tagged["raises-exception"]:
+        # papermill stops at every error output, whatever the tag says
+        raise LessonError(f"{name}: a cell is tagged `raises-exception`; catch and print instead.")
+
+
+def assigned_names(source, name):
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise LessonError(f"{name}: the parameters cell is not valid Python: {error}.") from None
+    assignments = [node for node in statements if isinstance(node, ast.Assign)]
+    return {t.id for node in assignments for t in node.targets if isinstance(t, ast.Name)}
+
+
+def course_settings():
+    """Repository, branch and Colab's packages, from pyproject.toml and constraints.txt."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    course = project["tool"]["course"]
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    versions = dict(pin.split("==") for pin in pins)
+    packages = " ".join(f"{name}=={versions[name]}" for name in course["colab"])
+    folder = course["repository"].split("/")[-1]
+    return {**course, "packages": packages, "folder": folder}
+
+
+def cell_ids(cells):
+    """An id from each cell's text, so that an edit changes the id of the edited cell alone."""
+    seen = Counter()
+    for cell in cells:
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+        seen[digest] += 1
+        yield f"{digest}-{seen[digest]}"
+
+
+def execute(notebook, output, parameters, **hooks):
+    """Run a built notebook with papermill from the course's root; return it with its outputs.
+
+    The file `output` is written after every cell. Keyword arguments are nbclient's hooks, such as
+    on_cell_start. A failing cell raises papermill.PapermillExecutionError.
+    """
+    nbformat.write(notebook, output)
+    return papermill.execute_notebook(
+        str(output),
+        str(output),
+        parameters,
+        cwd=ROOT,
+        progress_bar=False,
+        extra_arguments=QUIET_KERNEL,
+        **hooks,
+    )
+
+
+def stay_offline():
+    """The pocket track needs no network: kernels started from here do not ask the Hub."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def keep_outputs(notebook, executed):
+    """Put the outputs of an executed copy into a built notebook, without papermill's records."""
+    outputs = {cell.id: tidy(cell.outputs) for cell in executed.cells if cell.cell_type == "code"}
+    return with_outputs(notebook, outputs)
+
+
+def with_outputs(notebook, outputs):
+    """Fill code cells by id and number those that were run; a cell without outputs stays blank."""
+    count = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.id in outputs:
+            count += 1
+            cell.execution_count = count
+            cell.outputs = outputs[cell.id]
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+    return notebook
+
+
+def build_one(lesson, folder, run=True):
+    """Write the notebook of a lesson. With run=False, keep the outputs of unchanged cells."""
+    notebook, path = build(lesson), folder / f"{lesson.stem}.ipynb"
+    if run:
+        with tempfile.TemporaryDirectory() as scratch:
+            executed = execute(notebook, Path(scratch) / path.name, {"TRACK": "pocket"})
+        notebook = keep_outputs(notebook, executed)
+    elif path.exists():
+        old = nbformat.read(path, as_version=4).cells
+        notebook = with_outputs(
+            notebook, {c.id: c.outputs for c in old if c.get("execution_count")}
+        )
+    if faults := output_faults(notebook):
+        raise LessonError(f"{lesson.name}, {faults[0]}")
+    nbformat.write(notebook, path)
+
+
+def main(arguments=None, lessons=LESSONS, notebooks=NOTEBOOKS):
+    parser = argparse.ArgumentParser(description="Build notebooks/ from lessons/.")
+    parser.add_argument("--only", nargs="+", default=(), help='lessons by number, such as "03"')
+    parser.add_argument("--no-execute", action="store_true", help="rewrite the sources only")
+    options = parser.parse_args(arguments)
+    stay_offline()
+    try:
+        for lesson in find_lessons(lessons, options.only):
+            start = time.monotonic()
+            build_one(lesson, notebooks, run=not options.no_execute)
+            print(f"{lesson.stem}.ipynb  {time.monotonic() - start:.0f} s", flush=True)
+    except LessonError as error:
+        sys.exit(f"Not built: {error}")
+    except papermill.PapermillExecutionError as error:
+        sys.exit(f"Not built: {lesson.name}: {error.ename}: {error.evalue}\n{error.source}")
+
+
+if __name__ == "__main__":
+    main()
