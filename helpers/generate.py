@@ -7,6 +7,7 @@ logps = answer_logps(model, processor, images, questions, texts)     # (n,), sum
 import torch
 from tqdm.auto import tqdm
 
+from helpers.messages import turns
 from helpers.objectives import sequence_logps
 
 
@@ -53,7 +54,7 @@ def answer_logps(model, processor, images, questions, texts, *, batch_size=32):
     sums = []
     for pictures, asked, given in _batches("scoring", batch_size, images, questions, texts):
         prompts = [_prompt(processor, q) for q in asked]
-        wholes = [_conversation(processor, q, text) for q, text in zip(asked, given)]
+        wholes = [_conversation(processor, q, text) for q, text in zip(asked, given, strict=True)]
         batch = _encode(processor, model, pictures, wholes)
         labels = _completion_labels(processor.tokenizer, batch["input_ids"], prompts, wholes)
         with torch.inference_mode():
@@ -78,21 +79,14 @@ def yes_no_answers(model, processor, images, questions, *, batch_size=64):
 # --- prompts, batches, labels --------------------------------------------------------------
 
 
-def _messages(question, answer=None):
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    if answer is None:
-        return [user]
-    return [user, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-
-
 def _prompt(processor, question):
     return processor.apply_chat_template(
-        _messages(question), tokenize=False, add_generation_prompt=True
+        turns(question), tokenize=False, add_generation_prompt=True
     )
 
 
 def _conversation(processor, question, answer):
-    return processor.apply_chat_template(_messages(question, answer), tokenize=False)
+    return processor.apply_chat_template(turns(question, answer), tokenize=False)
 
 
 def _first_token(tokenizer, word):
@@ -126,7 +120,7 @@ def _encode(processor, model, pictures, texts):
 def _completion_labels(tokenizer, ids, prompts, wholes):
     """`ids` (n, length, padded on the left) with -100 everywhere but on the completions."""
     labels = torch.full_like(ids, -100)
-    for row, (prompt, whole) in enumerate(zip(prompts, wholes)):
+    for row, (prompt, whole) in enumerate(zip(prompts, wholes, strict=True)):
         completion = tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
         labels[row, -len(completion) :] = ids[row, -len(completion) :]
     return labels

@@ -38,18 +38,12 @@ def load(name, dtype=torch.float32, quantize=False, image_edge=None):
             f"no checkpoint in {name}: restore the folder with `git checkout -- data`, or train "
             "the pocket model again with `make pocket-model`"
         )
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
     try:
         processor = AutoProcessor.from_pretrained(name)
         model = AutoModelForImageTextToText.from_pretrained(
             name,
             dtype=dtype,
-            quantization_config=quantization if quantize else None,
+            quantization_config=_four_bits(dtype) if quantize else None,
             attn_implementation="sdpa",
             use_safetensors=True,
         )
@@ -62,6 +56,15 @@ def load(name, dtype=torch.float32, quantize=False, image_edge=None):
     if image_edge:
         limit_edge(processor, image_edge)
     return model, processor
+
+
+def _four_bits(dtype):
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def limit_edge(processor, image_edge):

@@ -25,6 +25,7 @@ from transformers import (
 
 from helpers import models, world
 from helpers.generate import answers
+from helpers.messages import turns
 from helpers.metrics import object_hallucination, plurals
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "data" / "pocket" / "model"
@@ -53,6 +54,7 @@ CHAT_TEMPLATE = (
 )
 
 PIXELS, PATCH, SHUFFLE, WIDTH = 48, 8, 2, 96
+INIT = WIDTH**-0.5  # of the language model; transformers' 0.02 leaves so small a one uniform
 IMAGE_SEQ_LEN = (PIXELS // PATCH // SHUFFLE) ** 2  # 9 image tokens: one for each place
 
 
@@ -121,6 +123,7 @@ def build_model(processor, seed=0):
             "vocab_size": len(tokenizer),
             "max_position_embeddings": 256,
             "tie_word_embeddings": True,
+            "initializer_range": INIT,
             **ids,
         },
         scale_factor=SHUFFLE,
@@ -149,23 +152,12 @@ def save(model, processor, path=CHECKPOINT):
 # --- supervised training -------------------------------------------------------------------
 
 
-def conversation(*turns):
-    """Messages of a conversation about one picture: question, answer, question, answer, ..."""
-    messages = []
-    for i, text in enumerate(turns):
-        content = [{"type": "text", "text": text}]
-        if i == 0:
-            content.insert(0, {"type": "image"})
-        messages.append({"role": "assistant" if i % 2 else "user", "content": content})
-    return messages
-
-
 def lessons_of(scene, rng, asked=4):
     """What a scene teaches: its caption, and a few of its probes in one conversation."""
     questions = rng.sample(world.probes(scene, rng.choice(world.NEGATIVES)), asked)
     return (
-        conversation(world.DESCRIBE, world.describe(scene)),
-        conversation(
+        turns(world.DESCRIBE, world.describe(scene)),
+        turns(
             *(text for probe in questions for text in (probe.question, probe.answer.capitalize()))
         ),
     )
@@ -182,7 +174,8 @@ def encode_lessons(processor, scenes, seed=0, chunk=200):
     for start in tqdm(range(0, len(scenes), chunk), desc="drawing", leave=False):
         part = scenes[start : start + chunk]
         images = [[world.draw(scene)] for scene in part]
-        for kind, lessons in zip(rows, zip(*(lessons_of(s, rng) for s in part)), strict=True):
+        taught = [lessons_of(scene, rng) for scene in part]
+        for kind, lessons in zip(rows, zip(*taught, strict=True), strict=True):
             text = processor.apply_chat_template(list(lessons), tokenize=False)
             batch = processor(images=images, text=text)
             kind += [torch.tensor(ids) for ids in batch["input_ids"]]

@@ -28,7 +28,7 @@ def dpo_config(track, output_dir, **changes):
     """TRL's DPOConfig for a track, with what differs from TRL's defaults; `changes` win.
 
     max_length=None: TRL would cut long rows at 1024 tokens, and one SmolVLM picture can take 1088.
-    gradient_checkpointing=False on the CPU: it saves memory that is not short there.
+    activation_checkpointing=False on the CPU: it saves memory that is not short there.
     """
     settings = {
         "output_dir": str(output_dir),
@@ -41,7 +41,7 @@ def dpo_config(track, output_dir, **changes):
         "max_length": None,
         "bf16": track.bf16,
         "fp16": track.fp16,
-        "gradient_checkpointing": track.name != "pocket",
+        "activation_checkpointing": track.name != "pocket",
         "logging_steps": 5,
         "report_to": "none",
         "save_strategy": "no",

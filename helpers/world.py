@@ -37,8 +37,8 @@ SPLITS = {"iid": 0.9, "trap": 0.0, "pair": 1.0}
 PARTS = {"train": range(0, 6), "preference": range(6, 8), "test": range(8, 10)}
 
 SIZE, CELL = 96, 32  # pixels: picture, place
-CONTRAST = (0.30, 0.50)  # pencil drawings: the faintest and the clearest
-NOISE = 0.12  # standard deviation of the grain, in units of the full scale
+CONTRAST = (0.05, 0.40)  # pencil drawings: the faintest and the clearest
+NOISE = 0.14  # standard deviation of the grain, in units of the full scale
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Scene:
 def sample_scene(seed, split="iid", part="test"):
     """A scene, the same for the same arguments.
 
-    `split`: "iid" (associates come with their context 90% of the time), "trap" (never) or "pair"
-    (always). `part`: "train", "preference" or "test"; no scene is in two parts.
+    `split`: "iid" (associates come with their context 90% of the time), "trap" (never) or
+    "pair" (always). `part`: "train", "preference" or "test"; no scene is in two parts.
     Raises ValueError for an unknown split or part.
     """
     for name, value, known in (("split", split, SPLITS), ("part", part, PARTS)):
@@ -89,9 +89,10 @@ def sample_scene(seed, split="iid", part="test"):
             raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
     rng = random.Random(f"{part}/{split}/{seed}")
     while True:
-        things = _sample_things(rng, SPLITS[split])
+        things = _sample_tray(rng, SPLITS[split])
         if _checksum(things) % 10 in PARTS[part]:
-            return Scene(things, rng.randrange(2**31))
+            things = sorted(things, key=lambda thing: NOUNS.index(thing.noun))
+            return Scene(tuple(things), rng.randrange(2**31))
 
 
 def sample_scenes(count, split="iid", part="test", seed=0):
@@ -99,7 +100,16 @@ def sample_scenes(count, split="iid", part="test", seed=0):
     return [sample_scene(f"{seed}-{i}", split, part) for i in range(count)]
 
 
-def _sample_things(rng, association):
+def _place(rng, coloured, counts):
+    """Things in free places, each kind in one colour."""
+    cells = iter(rng.sample(range(9), sum(counts)))
+    return [
+        Thing(noun, rng.choice(tuple(COLOURS)), tuple(sorted(next(cells) for _ in range(count))))
+        for noun, count in zip(coloured, counts, strict=True)
+    ]
+
+
+def _sample_tray(rng, association):
     contexts = _zipf_choice(rng, CONTEXTS, rng.choice((1, 1, 2)))
     associates = [
         ASSOCIATES[c]
@@ -107,19 +117,16 @@ def _sample_things(rng, association):
         if rng.random() < (association if c in contexts else 0.05)  # a few come alone
     ]
     free = rng.sample(FREE, rng.choice((1, 2)))
-    counts = [1] * len(contexts) + [rng.choice((1, 1, 2, 3)) for _ in free] + [1] * len(associates)
-    while sum(counts) > 9:
+    counts = [1] * len(contexts) + [rng.choice((1, 1, 2, 3)) for _ in free]
+    while sum(counts) + len(associates) > 9:
         counts[counts.index(max(counts))] -= 1
-    coloured = contexts + free
-    cells = iter(rng.sample(range(9), sum(counts)))
-    things = [
-        Thing(noun, rng.choice(tuple(COLOURS)), tuple(sorted(next(cells) for _ in range(n))))
-        for noun, n in zip(coloured, counts, strict=False)
-    ]
+    coloured = _place(rng, contexts + free, counts)
+    taken = {cell for thing in coloured for cell in thing.cells}
+    empty = iter(rng.sample(sorted(set(range(9)) - taken), len(associates)))
     pencil = [
-        Thing(noun, None, (next(cells),), round(rng.uniform(*CONTRAST), 3)) for noun in associates
+        Thing(noun, None, (next(empty),), round(rng.uniform(*CONTRAST), 3)) for noun in associates
     ]
-    return tuple(sorted(things + pencil, key=lambda thing: NOUNS.index(thing.noun)))
+    return coloured + pencil
 
 
 def _zipf_choice(rng, items, count):
@@ -260,7 +267,10 @@ def _attribute_probes(scene, rng):
 
 
 def _count_probes(scene, rng):
-    thing = rng.choice([t for t in scene.things if t.noun in FREE])
+    countable = [t for t in scene.things if t.noun in FREE]
+    if not countable:
+        return
+    thing = rng.choice(countable)
     wrong = rng.choice([n for n in (1, 2, 3) if n != len(thing.cells)])
     for count, answer in ((len(thing.cells), "yes"), (wrong, "no")):
         number = "one" if count == 1 else COUNTS[count]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from helpers import generate, pocket, world
+from helpers import generate, world
+from helpers.messages import turns
 
 QUESTIONS = ["What do you see?", "Is there a fork?", "Is the plate to the left of the cup?"] * 2
 TEXTS = [
@@ -38,7 +39,7 @@ def test_logps_are_sums_over_the_answer_tokens(untrained, processor, images):
     got = generate.answer_logps(untrained, processor, images, QUESTIONS, TEXTS)
     for row in (0, 3):
         prompt = processor.apply_chat_template(
-            pocket.conversation(QUESTIONS[row]), tokenize=False, add_generation_prompt=True
+            turns(QUESTIONS[row]), tokenize=False, add_generation_prompt=True
         )
         whole = f"{prompt} {TEXTS[row]}<end_of_utterance>\n"
         batch = processor(images=[images[row]], text=[whole], return_tensors="pt")
@@ -68,9 +69,9 @@ def test_logps_equal_what_dpo_trainer_scores(untrained, processor, images):
     rows = [
         {
             "images": [image],
-            "prompt": pocket.conversation(question),
-            "chosen": pocket.conversation(question, text)[1:],
-            "rejected": pocket.conversation(question, text)[1:],
+            "prompt": turns(question),
+            "chosen": turns(question, text)[1:],
+            "rejected": turns(question, text)[1:],
         }
         for image, question, text in zip(images, QUESTIONS, TEXTS, strict=True)
     ]

@@ -12,8 +12,15 @@ RECORDS = json.loads((PHOTOS / "annotations.json").read_text(encoding="utf-8"))
 PAIRS = [(record, pair) for record in RECORDS for pair in record["pairs"]]
 PROBES = [(record, probe) for record in RECORDS for probe in record["probes"]]
 PREFERENCE_COLUMNS = [
-    "ds_name", "image", "question", "chosen", "rejected",
-    "origin_dataset", "origin_split", "idx", "image_path",
+    "ds_name",
+    "image",
+    "question",
+    "chosen",
+    "rejected",
+    "origin_dataset",
+    "origin_split",
+    "idx",
+    "image_path",
 ]
 PHOTO_IDS = [record["file"] for record in RECORDS]
 
@@ -129,8 +136,9 @@ FAULTS = {
     r"file does not open as an image;": lambda r, f: (f / "images" / r["file"]).unlink(),
     r"pairs is missing or empty": lambda r, _: r.update(pairs=[]),
     r"pairs\[0\]: rejected is missing": lambda r, _: r["pairs"][0].update(rejected=""),
-    r"pairs\[0\]: chosen and rejected are the same":
-        lambda r, _: r["pairs"][0].update(rejected=r["pairs"][0]["chosen"]),
+    r"pairs\[0\]: chosen and rejected are the same": lambda r, _: r["pairs"][0].update(
+        rejected=r["pairs"][0]["chosen"]
+    ),
     r"probes\[1\]: answer is 'maybe'": lambda r, _: r["probes"][1].update(answer="maybe"),
     r"probes\[1\]: kind is 'colour'": lambda r, _: r["probes"][1].update(kind="colour"),
 }

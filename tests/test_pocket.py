@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from helpers import models, pocket, world
+from helpers.messages import turns
 
 
 def test_every_sentence_of_the_world_survives_the_tokenizer(processor):
@@ -20,7 +21,7 @@ def test_every_sentence_of_the_world_survives_the_tokenizer(processor):
 
 
 def test_a_picture_becomes_nine_image_tokens(processor, images):
-    text = processor.apply_chat_template(pocket.conversation("Is there a fork?"), tokenize=False)
+    text = processor.apply_chat_template(turns("Is there a fork?"), tokenize=False)
     ids = processor(images=[images[0]], text=[text])["input_ids"][0]
     assert ids.count(processor.image_token_id) == 9 == pocket.IMAGE_SEQ_LEN
 
@@ -35,10 +36,8 @@ def test_checkpoint_loads_with_plain_transformers(untrained, processor, images, 
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pkl"))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
-    text = processor.apply_chat_template(pocket.conversation("Is there a fork?"), tokenize=False)
-    assert (
-        again.apply_chat_template(pocket.conversation("Is there a fork?"), tokenize=False) == text
-    )
+    text = processor.apply_chat_template(turns("Is there a fork?"), tokenize=False)
+    assert again.apply_chat_template(turns("Is there a fork?"), tokenize=False) == text
     before = untrained(**processor(images=[images[0]], text=[text], return_tensors="pt")).logits
     after = model(**again(images=[images[0]], text=[text], return_tensors="pt")).logits
     assert torch.equal(before, after)

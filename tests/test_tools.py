@@ -178,6 +178,11 @@ def test_tidy_keeps_the_order_of_prints_and_pictures():
     assert [output.output_type for output in kept] == ["stream", "display_data", "stream"]
 
 
+def test_tidy_drops_finished_bars_and_keeps_what_stands_beside_them():
+    text = "before\n\r 50%|##  | 1/2 [00:01]\r100%|####| 2/2 [00:02]\nafter: 50% | of all\n"
+    assert tidy([stream(text, "stderr")])[0].text == "before\nafter: 50% | of all\n"
+
+
 def test_tidy_drops_a_bar_that_wiped_itself():
     assert tidy([stream("\r100%|###|"), stream("\r          \r")]) == []
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from helpers import models, pocket, trainer, world
+from helpers.messages import turns
 from helpers.tracks import choose
 
 
@@ -20,9 +21,9 @@ def pairs():
         rows.append(
             {
                 "images": [world.draw(scene)],
-                "prompt": pocket.conversation(world.DESCRIBE),
-                "chosen": pocket.conversation("", truth)[1:],
-                "rejected": pocket.conversation("", truth.replace("a ", "two "))[1:],
+                "prompt": turns(world.DESCRIBE),
+                "chosen": turns("", truth)[1:],
+                "rejected": turns("", truth.replace("a ", "two "))[1:],
             }
         )
     return Dataset.from_list(rows)

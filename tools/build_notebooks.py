@@ -49,6 +49,7 @@ BADGE = (
 SETUP = """\
 # On Colab, fetch the course and install what is missing. Elsewhere, only find the course's root,
 # so that `import helpers` works wherever Jupyter was started.
+import logging
 import os
 import sys
 import warnings
@@ -65,7 +66,8 @@ if root is None:
     raise FileNotFoundError("no `helpers` here: git clone https://github.com/{repository}")
 os.chdir(root)
 sys.path.insert(0, str(root))
-warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars will do"""
+warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars will do
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports optional kernels"""
 
 
 class LessonError(Exception):

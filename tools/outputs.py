@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRESS_BAR = re.compile(r"\d+%\|.*\|")  # tqdm's; its last state tells a reader nothing
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Text that only makes sense on the machine that built the notebook.
 MACHINE_PATHS = re.compile(
@@ -16,7 +17,7 @@ MACHINE_PATHS = re.compile(
 
 
 def tidy(outputs):
-    """Join neighbouring pieces of a stream and show only what carriage returns left standing."""
+    """Join pieces of a stream, show what carriage returns left standing, drop progress bars."""
     kept = []
     for output in outputs:
         last = kept[-1] if kept else None
@@ -26,7 +27,8 @@ def tidy(outputs):
             kept.append(output.copy())
     for output in kept:
         if output.output_type == "stream":
-            output.text = "\n".join(overwrite(line) for line in output.text.split("\n"))
+            lines = [overwrite(line) for line in output.text.split("\n")]
+            output.text = "\n".join(line for line in lines if not PROGRESS_BAR.search(line))
     return [output for output in kept if output.output_type != "stream" or output.text.strip()]
 
 

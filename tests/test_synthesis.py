@@ -1,0 +1,71 @@
+"""Pairs from a model's own answers: the truth ranks them, and they go on unchanged."""
+
+import json
+
+import pytest
+
+from helpers import synthesis, world
+from helpers.preferences import RAW_COLUMNS, check_pairs, to_conversational
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Instead of a model: four answers to each scene, the second true, the last the worst."""
+
+    def captions(model, processor, asked, **sampling):
+        said = []
+        for i, scene in enumerate(asked):
+            truth = world.describe(scene)
+            wrong = truth.replace("I see", "I see three purple cups,")
+            worse = wrong.replace("I see", "I see two red balls,")
+            said.append((wrong, truth, wrong, worse)[i % 4])
+        return said
+
+    monkeypatch.setattr(synthesis, "captions", captions)
+
+
+def test_best_is_chosen_and_worst_is_rejected(scripted):
+    scenes = synthesis.preference_scenes(10)
+    pairs = synthesis.rank_own_samples(None, None, scenes)
+    assert len(pairs) == 10 and tuple(pairs.column_names) == RAW_COLUMNS
+    for scene, row in zip(scenes, pairs, strict=True):
+        assert row["chosen"] == world.describe(scene)
+        assert "two red balls" in row["rejected"]
+        truth = json.loads(row["origin_split"])
+        assert world.Scene.from_json(truth["scene"]) == scene
+        assert truth["chosen_false_missed"] == [0, 0]
+        assert truth["rejected_false_missed"] == list(world.grade(scene, row["rejected"]))
+
+
+def test_pairs_are_sound_and_their_pictures_are_the_scenes(scripted):
+    scenes = synthesis.preference_scenes(4)
+    pairs = synthesis.rank_own_samples(None, None, scenes)
+    assert check_pairs(to_conversational(pairs)) == []
+    for scene, row in zip(scenes, pairs, strict=True):
+        assert list(row["image"].getdata()) == list(world.draw(scene).getdata())
+
+
+def test_equally_good_answers_make_no_pair(monkeypatch):
+    def same(model, processor, asked, **sampling):
+        return [world.describe(scene) for scene in asked]
+
+    monkeypatch.setattr(synthesis, "captions", same)
+    with pytest.raises(ValueError, match="no pair from 4 scenes.*raise the temperature"):
+        synthesis.rank_own_samples(None, None, synthesis.preference_scenes(4))
+
+
+def test_half_of_the_scenes_are_traps_and_none_is_a_test_scene():
+    scenes = synthesis.preference_scenes(200, seed=3)
+    tempted = [any(world.ASSOCIATES.get(n) in s.nouns for n in s.nouns) for s in scenes]
+    assert not any(tempted[0::2]) and sum(tempted[1::2]) > 80
+    tests = {s.things for s in world.sample_scenes(500, "trap") + world.sample_scenes(500, "iid")}
+    assert not tests & {scene.things for scene in scenes}
+
+
+def test_real_samples_are_seeded(untrained, processor):
+    scenes = synthesis.preference_scenes(4)
+    first, again = (
+        synthesis.rank_own_samples(untrained, processor, scenes, seed=1) for _ in range(2)
+    )
+    other = synthesis.rank_own_samples(untrained, processor, scenes, seed=2)
+    assert first["rejected"] == again["rejected"] != other["rejected"]
