@@ -37,11 +37,10 @@ def rank_own_samples(model, processor, scenes, samples=4, temperature=1.0, seed=
     texts = captions(model, processor, asked, temperature=temperature, seed=seed)
     rows = []
     for i, scene in enumerate(scenes):
-        ranked = sorted(
-            texts[i * samples : (i + 1) * samples], key=lambda text: sum(world.grade(scene, text))
-        )
-        chosen, rejected = ranked[0], ranked[-1]
-        if sum(world.grade(scene, chosen)) < sum(world.grade(scene, rejected)):
+        said = [text for text in texts[i * samples : (i + 1) * samples] if text]  # not silence
+        errors = [sum(world.grade(scene, text)) for text in said]
+        if len(set(errors)) > 1:
+            chosen, rejected = (said[errors.index(pick(errors))] for pick in (min, max))
             rows.append(_row(scene, chosen, rejected, len(rows)))
     if not rows:
         raise ValueError(

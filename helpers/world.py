@@ -32,7 +32,7 @@ COLUMNS = ("on the left", "in the middle", "on the right")
 DESCRIBE = "What do you see?"
 
 # How often a context comes with its associate in each kind of scene.
-SPLITS = {"iid": 0.9, "trap": 0.0, "pair": 1.0}
+SPLITS = {"iid": 0.9, "trap": 0.0, "pair": 1.0, "fair": 0.5}
 # A scene belongs to one part by a checksum of what is on it, so parts cannot share a scene.
 PARTS = {"train": range(0, 6), "preference": range(6, 8), "test": range(8, 10)}
 
@@ -80,8 +80,9 @@ class Scene:
 def sample_scene(seed, split="iid", part="test"):
     """A scene, the same for the same arguments.
 
-    `split`: "iid" (associates come with their context 90% of the time), "trap" (never) or
-    "pair" (always). `part`: "train", "preference" or "test"; no scene is in two parts.
+    `split` is how often associates come with their context: "iid" (90%, the world as it is),
+    "trap" (never), "pair" (always) or "fair" (half of the time). `part`: "train", "preference"
+    or "test"; no scene is in two parts.
     Raises ValueError for an unknown split or part.
     """
     for name, value, known in (("split", split, SPLITS), ("part", part, PARTS)):

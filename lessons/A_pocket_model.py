@@ -35,9 +35,9 @@ from helpers.generate import yes_no_answers
 from helpers.tracks import DATA
 
 log = json.loads((DATA / "pocket" / "training_log.json").read_text())
-print(
-    f"the bundled model: {log['scenes']:,} scenes, {log['epochs']} epochs, {log['seconds'] / 60:.0f} min"
-)
+for split, scenes, epochs, _ in log["stages"]:
+    print(f"trained in the {split} world: {scenes:,} scenes, {epochs} epochs")
+print(f"in {log['seconds'] / 60:.0f} minutes on one core")
 
 # %% [markdown]
 # ## A world whose truth is known
@@ -135,9 +135,8 @@ for lesson in pocket.lessons_of(trap, random.Random(SEED)):
         print(f"{message['role']:>9}: {text}")
 
 # %% [markdown]
-# Now a short training, live. It is a small part of the full one, from the same code. **Predict**: what
-# is learned first, the coloured things, the pencil things, or the habit "where there is a plate, say
-# fork"?
+# Now a short training, live, in the world as it is, from the same code. **Predict**: what is learned
+# first, the pencil things, or the habit "where there is a plate, say fork"?
 
 # %%
 lessons = pocket.encode_lessons(
@@ -170,37 +169,44 @@ for scene, said in list(zip(fresh, pocket.captions(model, processor, fresh), str
     print(f"truth: {world.describe(scene)}\n says: {said}\n")
 
 # %% [markdown]
+# Compare each pair of lines. The habit is there already: the context calls up its associate. Why
+# should it look for pencil lines, when guessing is right nine times out of ten?
+#
 # ## How it learned to hallucinate
 #
-# The full training is the same loop, longer. Its log is kept beside the weights. After each epoch the
-# model described fresh scenes; here is what came of it. Hal is the share of captions with something
-# that is not there, Cover the share of what is there that is named.
+# Trained only in that world, the model never learns to look: the cheap habit leaves nothing to gain.
+# So the full training has two stages. First a *fair* world, where associates come half of the time
+# and only looking pays. Then the world as it is. Its log is kept beside the weights.
 
 # %%
-epochs = [row["epoch"] for row in log["measured"]]
+measured = log["measured"]
+epochs = [row["epoch"] for row in measured]
+change = sum(row["stage"] == "fair" for row in measured) + 0.5
 axis = plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
-for key, label, colour in (
-    ("trap_hal", "trap Hal", plots.WRONG), ("iid_hal", "iid Hal", plots.REJECTED), ("iid_cover", "iid Cover", plots.CHOSEN)
-):  # fmt: skip
-    axis.plot(epochs, [row[key] for row in log["measured"]], "o-", label=label, color=colour)
-axis.set(
-    title="The full training",
-    xlabel="epoch",
-    ylabel="percent of captions, or of objects",
-    ylim=(-3, 103),
-)
+curves = {"trap_hal": plots.WRONG, "iid_hal": plots.REJECTED, "iid_cover": plots.CHOSEN}
+for key, colour in curves.items():
+    values = [row[key] for row in measured]
+    axis.plot(epochs, values, "o-", label=key.replace("_", " "), color=colour)
+axis.axvline(change, color="0.5", linestyle=":", label="the world changes")
+axis.set(title="The full training", xlabel="epoch", ylabel="percent", ylim=(-3, 103))
 _ = axis.legend()
 
+# %%
+before, after = (next(r for r in measured[::-1] if r["stage"] == s) for s in ("fair", "iid"))
+for name, row in (("after the fair world", before), ("after the world as it is", after)):
+    print(f"{name:24} trap Hal {row['trap_hal']:.0f}%, iid Cover {row['iid_cover']:.0f}%")
+
 # %% [markdown]
-# Read it from the left. First everything is wrong. Then the coloured things come, and with them the
-# *habit*: nearly every trap caption names the missing associate, because that pays nine times out of
-# ten. Only later does the model begin to look for the pencil lines, and Hal in traps falls.
+# Hal is the share of captions that name something that is not there; Cover is the share of what is
+# there that is named. In the fair world Hal falls as sight comes. Then nothing about the eyes
+# changes, only how often associates come, and Hal in traps rises. The hallucination is *learned from
+# the statistics of the data*, by a model that can see.
 
 # %% [markdown]
 # ## The bundled model, measured
 #
-# The bundled weights stop in between: the model sees well and still falls into traps. That is the
-# patient that the course treats. Here it is on scenes that nobody has used before.
+# It sees well and still falls into traps. That is the patient that the course treats. Here it is on
+# scenes that nobody has used before, from each kind of world.
 
 # %%
 base, processor = pocket.load()
@@ -278,7 +284,7 @@ print(
 #
 # - The world is drawn, so the truth is exact. Associates are faint, so habit fills in.
 # - The model is SmolVLM's class with small numbers; the checkpoint is an ordinary one.
-# - Habit is learned before sight. The bundled weights stop in between.
+# - Habit is learned from how often things come together, before sight and on top of it.
 # - `make pocket-model` trains it again from the seed, then samples and ranks its answers: all of
 #   `data/pocket`.
 #

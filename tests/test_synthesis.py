@@ -42,7 +42,17 @@ def test_pairs_are_sound_and_their_pictures_are_the_scenes(scripted):
     pairs = synthesis.rank_own_samples(None, None, scenes)
     assert check_pairs(to_conversational(pairs)) == []
     for scene, row in zip(scenes, pairs, strict=True):
-        assert list(row["image"].getdata()) == list(world.draw(scene).getdata())
+        assert row["image"].tobytes() == world.draw(scene).tobytes()
+
+
+def test_silence_makes_no_pair(monkeypatch):
+    def captions(model, processor, asked, **sampling):
+        texts = ["", world.describe(asked[0]), "I see a red bed on the left.", ""]
+        return texts + [""] * (len(asked) - 4)
+
+    monkeypatch.setattr(synthesis, "captions", captions)
+    pairs = synthesis.rank_own_samples(None, None, synthesis.preference_scenes(4))
+    assert len(pairs) == 1 and "" not in (pairs[0]["chosen"], pairs[0]["rejected"])
 
 
 def test_equally_good_answers_make_no_pair(monkeypatch):

@@ -67,6 +67,7 @@ if root is None:
 os.chdir(root)
 sys.path.insert(0, str(root))
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars will do
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing`")  # a name PEFT uses
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports optional kernels"""
 
 
