@@ -12,7 +12,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from IPython.display import display
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from trl import DPOConfig, DPOTrainer
 
 from helpers.models import lora_config
@@ -58,7 +59,7 @@ def dpo_trainer(model, processor, pairs, track, output_dir, callbacks=None, **ch
     """
     config = dpo_config(track, output_dir, **changes)
     torch.manual_seed(config.seed)
-    return DPOTrainer(
+    trainer = DPOTrainer(
         model,
         args=config,
         train_dataset=pairs,
@@ -66,6 +67,8 @@ def dpo_trainer(model, processor, pairs, track, output_dir, callbacks=None, **ch
         peft_config=lora_config(model, track.lora_rank),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # prints every log; trainer.state keeps them all
+    return trainer
 
 
 def check_writable(folder, needed_bytes=50_000_000):
@@ -155,7 +158,10 @@ def _check_images(model, batch):
 def _check_reference(trainer, pairs):
     """Policy and reference agree before the first step: every margin is 0, DPO's loss is ln 2."""
     logged = len(trainer.state.log_history)
+    progress = trainer.pop_callback(DEFAULT_PROGRESS_CALLBACK)  # no table for a second's work
     metrics = trainer.evaluate(eval_dataset=pairs)
+    if progress:
+        trainer.add_callback(progress)
     del trainer.state.log_history[logged:]  # the history is for training
     measured = {
         "loss": metrics["eval_loss"],

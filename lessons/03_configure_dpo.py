@@ -314,7 +314,7 @@ plt.show()
 
 # %% [markdown]
 # At 1e-6 the adapter has hardly left zero. The RLAIF-V authors took 5e-7 for all weights and 1e-5
-# for LoRA. The pocket track takes 6e-5: its whole run is 44 steps. Ten times more
+# for LoRA. The pocket track takes 8e-5: its whole run is 41 steps. Ten times more
 # climbs fast on these pairs, which is no proof of better answers: lesson 05 measures those. The loss
 # mattered far less. Tune the learning rate before you shop for a loss.
 #

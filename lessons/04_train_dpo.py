@@ -73,7 +73,7 @@ _ = plots.pair_cards([raw[i] for i in range(2)])
 
 # %%
 shutil.rmtree(OUT, ignore_errors=True)  # an earlier run of this lesson
-settings = {"seed": SEED, "logging_steps": 10}
+settings = {"seed": SEED, "logging_steps": 4}
 trainer = dpo_trainer(model, processor, pairs, track, OUT, **settings)
 
 # %% [markdown]
