@@ -69,7 +69,7 @@ def turn(role, *parts):
 
 
 by_hand = {
-    "images": [raw["image"]],
+    "images": [{**raw["image"], "path": None}],  # the bytes are all it takes
     "prompt": turn("user", {"type": "image"}, raw["question"]),
     "chosen": turn("assistant", raw["chosen"]),
     "rejected": turn("assistant", raw["rejected"]),

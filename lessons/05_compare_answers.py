@@ -127,6 +127,9 @@ for name in LOSSES:
     )
 
 # %% [markdown]
+# The base already prefers its own better answers, far above a coin, and the accuracy moves little.
+# If a report shows you reward accuracy and nothing else, remember that.
+#
 # A margin is a means, not the end. A model can widen every margin and still *say* the same thing,
 # because what it says is only its most likely answer. So let it speak.
 
@@ -214,19 +217,19 @@ if table:
 # %% [markdown]
 # ## Wins and regressions
 #
-# A mean hides who paid for it. On the same traps, which captions got better and which got worse?
-# Worse means: more false or missing phrases than before, by the exact truth.
+# A mean hides who paid for it. On the same scenes, which captions got better and which got worse? An
+# error is an object that is named and not there, or there and not named.
 
 
 # %%
 def errors(name, split):
-    return np.array(
-        [sum(world.grade(s, c)) for s, c in zip(scenes[split], says[name][split], strict=True)]
-    )
+    found = hallucination(name, split).per_caption
+    return np.array([len(c.hallucinated) + len(c.truth - c.hits) for c in found])
 
 
-gain = {split: errors("base", split) - errors("tuned", split) for split in scenes}
-for split, values in gain.items() if track.name == "pocket" else ():
+gain = {}
+for split in scenes if track.name == "pocket" else ():
+    gain[split] = values = errors("base", split) - errors("tuned", split)
     print(
         f"{split:5}: {(values > 0).sum()} better, {(values < 0).sum()} worse, {(values == 0).sum()} equal"
     )
@@ -236,13 +239,13 @@ for split, values in gain.items() if track.name == "pocket" else ():
 # Never by hand.
 
 # %%
-ranked = sorted(((gain[s][i], s, i) for s in scenes for i in range(COUNT)), key=lambda row: row[0])
+ranked = sorted(((gain[s][i], s, i) for s in gain for i in range(COUNT)), key=lambda row: row[0])
 for change, split, i in [ranked[-1], ranked[0], ranked[1]] if track.name == "pocket" else ():
     scene, given = scenes[split][i], {name: says[name][split][i] for name in ("base", "tuned")}
     wrong = set(world.NOUNS) - scene.nouns
     axis = plots.answer_card(world.draw(scene), world.DESCRIBE, given, wrong, scene.nouns)
     axis.set_title(
-        f"{split} scene {i}: {abs(change)} phrases {'better' if change > 0 else 'worse'}",
+        f"{split} scene {i}: {abs(change)} object(s) {'better' if change > 0 else 'worse'}",
         fontsize=11,
     )
 
