@@ -183,7 +183,7 @@ measured = log["measured"]
 epochs = [row["epoch"] for row in measured]
 change = sum(row["stage"] == "fair" for row in measured) + 0.5
 axis = plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
-curves = {"trap_hal": plots.WRONG, "iid_hal": plots.REJECTED, "iid_cover": plots.CHOSEN}
+curves = {"trap_hal": plots.WRONG, "iid_hal": plots.CONTROL, "iid_cover": plots.CHOSEN}
 for key, colour in curves.items():
     values = [row[key] for row in measured]
     axis.plot(epochs, values, "o-", label=key.replace("_", " "), color=colour)
@@ -198,8 +198,9 @@ for name, row in (("after the fair world", before), ("after the world as it is",
 
 # %% [markdown]
 # Hal is the share of captions that name something that is not there; Cover is the share of what is
-# there that is named. In the fair world Hal falls as sight comes. Then nothing about the eyes
-# changes, only how often associates come, and Hal in traps rises. The hallucination is *learned from
+# there that is named. In the fair world it first guesses; then sight comes, and Hal
+# falls. After the dotted line nothing about the eyes changes, only how often associates come, and Hal
+# in traps rises. The hallucination is *learned from
 # the statistics of the data*, by a model that can see.
 
 # %% [markdown]
@@ -217,8 +218,9 @@ for split in world.SPLITS:
     print(f"{split:5} Hal {found.chair_s:.0%}, Cover {found.cover:.0%}, Cog {found.cog:.0%}")
 
 # %% [markdown]
-# When does habit win? Where sight is weak. Take pair scenes, where the associate *is* there, and sort
-# them by how strongly it is drawn.
+# `nan` is the share of nothing: in a pair scene no associate is missing. Now take pair scenes, where
+# the associate *is* there, and sort them by how strongly it is drawn. **Predict**: how much more often
+# is the clearest named than the faintest?
 
 # %%
 scenes = world.sample_scenes(4 * COUNT, "pair", seed=f"appendix {SEED}")
@@ -255,6 +257,8 @@ axis.set(
 _ = axis.legend()
 
 # %% [markdown]
+# Surprisingly flat. Even the faintest drawings, which you hardly see yourself, are named nearly as
+# often as the clear ones: what the eyes do not give, habit supplies, and in pair scenes habit is right.
 # The gap between the two lines is what sight is worth. A cure should lower the dashed line without
 # pulling the other one down. That is what Cover watches.
 #
