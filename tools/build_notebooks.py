@@ -178,9 +178,14 @@ def execute(notebook, output, parameters, **hooks):
     )
 
 
-def stay_offline():
-    """The pocket track needs no network: kernels started from here do not ask the Hub."""
+def pocket_environment():
+    """What kernels started from here inherit, unless it is set already.
+
+    The pocket track needs no network, so nothing asks the Hub. And one thread is as fast as two for
+    so small a model, while two that share a busy core wait for each other, up to ten times slower.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def keep_outputs(notebook, executed):
@@ -225,7 +230,7 @@ def main(arguments=None, lessons=LESSONS, notebooks=NOTEBOOKS):
     parser.add_argument("--only", nargs="+", default=(), help='lessons by number, such as "03"')
     parser.add_argument("--no-execute", action="store_true", help="rewrite the sources only")
     options = parser.parse_args(arguments)
-    stay_offline()
+    pocket_environment()
     try:
         for lesson in find_lessons(lessons, options.only):
             start = time.monotonic()

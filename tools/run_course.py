@@ -29,7 +29,7 @@ from tools.build_notebooks import (
     execute,
     find_lessons,
     keep_outputs,
-    stay_offline,
+    pocket_environment,
     tags,
 )
 from tools.progress import Progress
@@ -179,7 +179,7 @@ def main(arguments=None, lessons=LESSONS):
     try:
         track = choose(options.track).name
         if track == "pocket":
-            stay_offline()
+            pocket_environment()
         prepare(folder)
         notebooks = {path.stem: build(path) for path in find_lessons(lessons, options.only)}
         parameters = {"TRACK": track, "QUICK": options.quick}
