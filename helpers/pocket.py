@@ -203,13 +203,16 @@ def train_supervised(model, lessons, epochs, batch_size=48, lr=1.5e-3, seed=0, l
 
     `lessons` from `encode_lessons`. Each step sees captions or questions, in turn: in a mixed batch
     the many words of the captions would drown the few of the answers. `log(step, loss)` is called
-    after every step. Returns the model.
+    after every step. Returns the model. Raises ValueError for fewer than four steps.
     """
     order = torch.Generator().manual_seed(seed)
     per_epoch = len(lessons["pixel_values"]) // batch_size
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     steps = 2 * epochs * per_epoch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    if steps < 4:
+        raise ValueError(f"only {steps} steps: take more scenes or epochs, or a smaller batch_size")
+    warmup = max(0.1, 2 / steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=warmup)
     model.train()
     for step in (progress := tqdm(range(steps), desc="supervised training")):
         if step % (2 * per_epoch) == 0:

@@ -81,3 +81,11 @@ def test_training_learns_and_is_seeded(processor):
     first = losses()
     assert sum(first[-6:]) < 0.7 * sum(first[:6])
     assert first == losses()
+
+
+def test_the_shortest_training_runs_and_a_shorter_one_is_a_sentence(processor):
+    lessons = pocket.encode_lessons(processor, world.sample_scenes(4, part="train"))
+    model = pocket.build_model(processor, seed=0)
+    pocket.train_supervised(model, lessons, epochs=2, batch_size=4)
+    with pytest.raises(ValueError, match="only 0 steps: take more scenes"):
+        pocket.train_supervised(model, lessons, epochs=2, batch_size=5)
