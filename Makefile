@@ -12,7 +12,7 @@ course: .venv/installed ## run every lesson on this CPU, write notebooks and pag
 	$(BIN)/python -m tools.run_course
 
 lab: .venv/installed ## open JupyterLab at the first lesson
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: .venv/installed ## lint, unit tests, drift test and a smoke test of every notebook
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
