@@ -90,7 +90,7 @@ for name, value in measured.items():
 # counts only margins strictly above 0. `image_effect` is how far the log-probs move when the
 # pictures are painted grey: the model does look.
 #
-# Those four numbers cost a second and stop the most expensive mistakes. Here are three, made on
+# Those numbers cost a second and stop the most expensive mistakes. Here are three, made on
 # purpose. Each of them would train to the end without an error, and learn nothing or the wrong
 # thing.
 
