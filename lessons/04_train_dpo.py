@@ -67,7 +67,7 @@ _ = plots.pair_cards([raw[i] for i in range(2)])
 # %% [markdown]
 # ## Before the first step
 #
-# `dpo_trainer` is four lines around TRL's own `DPOTrainer`: the settings of lesson 03, a new LoRA
+# `dpo_trainer` is a thin layer over TRL's own `DPOTrainer`: the settings of lesson 03, a new LoRA
 # adapter on the language model, and no reference, because the reference is the same model with the
 # adapter switched off.
 

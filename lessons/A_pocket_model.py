@@ -174,8 +174,9 @@ for scene, said in list(zip(fresh, pocket.captions(model, processor, fresh), str
 #
 # ## How it learned to hallucinate
 #
-# Trained only in that world, the model never learns to look: the cheap habit leaves nothing to gain.
-# So the full training has two stages. First a *fair* world, where associates come half of the time
+# When this model was being designed, trainings in that world alone still named the associate in every
+# trap after two epochs over 12,000 scenes: the cheap habit leaves little to gain by looking. So the
+# full training has two stages. First a *fair* world, where associates come half of the time
 # and only looking pays. Then the world as it is. Its log is kept beside the weights.
 
 # %%
@@ -199,8 +200,8 @@ for name, row in (("after the fair world", before), ("after the world as it is",
 # %% [markdown]
 # Hal is the share of captions that name something that is not there; Cover is the share of what is
 # there that is named. In the fair world it first guesses; then sight comes, and Hal
-# falls. After the dotted line nothing about the eyes changes, only how often associates come, and Hal
-# in traps rises. The hallucination is *learned from
+# falls. After the dotted line things are drawn as before and only come together more often, and Hal in
+# traps rises. The hallucination is *learned from
 # the statistics of the data*, by a model that can see.
 
 # %% [markdown]
