@@ -23,10 +23,11 @@ class ModelError(ValueError):
 
 def load_policy(track):
     """(model, processor) of a track. Raises ModelError with one sentence when it cannot be read."""
-    return load(track.model, getattr(torch, track.dtype), track.quantize, track.image_edge)
+    dtype = getattr(torch, track.dtype)
+    return load(track.model, dtype, track.quantize, track.image_edge, track.device)
 
 
-def load(name, dtype=torch.float32, quantize=False, image_edge=None):
+def load(name, dtype=torch.float32, quantize=False, image_edge=None, device="cpu"):
     """(model, processor) of a checkpoint: a folder or a Hub id, safetensors only.
 
     `quantize` loads the weights in 4 bits (NF4, double quantisation; arXiv 2305.14314).
@@ -44,6 +45,7 @@ def load(name, dtype=torch.float32, quantize=False, image_edge=None):
             name,
             dtype=dtype,
             quantization_config=_four_bits(dtype) if quantize else None,
+            device_map={"": 0 if device == "cuda" else device},  # 0: as the trainer names it
             attn_implementation="sdpa",
             use_safetensors=True,
         )

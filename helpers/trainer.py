@@ -6,8 +6,6 @@ trainer.train()
 """
 
 import math
-import shutil
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -16,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from trl import DPOConfig, DPOTrainer
 
+from helpers.checkpoints import check_writable
 from helpers.models import lora_config
 
 TOLERANCE = 1e-3  # nats; policy and reference are the same weights at step 0
@@ -40,13 +39,14 @@ def dpo_config(track, output_dir, **changes):
         "num_train_epochs": track.epochs,
         "beta": 0.1,
         "max_length": None,
-        "bf16": track.bf16,
-        "fp16": track.fp16,
+        "bf16": track.autocast == "bf16",
+        "fp16": track.autocast == "fp16",
         "activation_checkpointing": track.name != "pocket",
         "logging_steps": 5,
         "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": track.name == "pocket",
+        "save_steps": 10,
+        "save_total_limit": 2,
+        "use_cpu": track.device == "cpu",
     }
     return DPOConfig(**{**settings, **changes})
 
@@ -68,27 +68,19 @@ def dpo_trainer(model, processor, pairs, track, output_dir, callbacks=None, **ch
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # prints every log; trainer.state keeps them all
+    keep_adapter_in_float32(trainer.model)
     return trainer
 
 
-def check_writable(folder, needed_bytes=50_000_000):
-    """Raises SetupError if `folder` cannot be written or has too little room, before training."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write_test"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise SetupError(
-            f"cannot write to {folder} ({error.strerror}): choose another output_dir"
-        ) from error
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise SetupError(
-            f"{folder} has {free / 1e6:.0f} MB free and checkpoints need about "
-            f"{needed_bytes / 1e6:.0f} MB: free some room or choose another output_dir"
-        )
+def keep_adapter_in_float32(model):
+    """Make what is trained float32, whatever the base is held in; `model` is changed in place.
+
+    TRL makes the adapter of a 4-bit base bfloat16. The scaler of fp16 training has no bfloat16, and
+    a step of 1e-5 on a weight of 1e-2 is lost in bfloat16's 8 bits.
+    """
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 # --- checks at step 0 ----------------------------------------------------------------------
@@ -97,13 +89,14 @@ def check_writable(folder, needed_bytes=50_000_000):
 def check_setup(trainer, rows=8):
     """Checks a DPOTrainer on a few pairs before its first step; returns what was measured.
 
-    Raises SetupError when nothing or half-precision weights are trainable, when an answer is cut
-    off or has no closing token, when the pictures do not change the log-probs, or when policy and
-    reference differ (the margin is not 0). The dictionary holds `loss`, `margin`, `accuracy`,
-    `trainable`, `image_effect` (mean change in log-prob when the pictures are blanked, in nats).
+    Raises SetupError when nothing is trainable or fp16 training could not step it, when an answer
+    is cut off or has no closing token, when the pictures do not change the log-probs, or when
+    policy and reference differ (the margin is not 0). The dictionary holds `loss`, `margin`,
+    `accuracy`, `trainable`, `image_effect` (mean change in log-prob when the pictures are blanked,
+    in nats).
     """
     check_writable(trainer.args.output_dir)
-    trainable = _check_trainable(trainer.model)
+    trainable = _check_trainable(trainer.model, trainer.args.fp16)
     pairs = trainer.train_dataset.select(range(min(rows, len(trainer.train_dataset))))
     batch = trainer.data_collator([dict(row) for row in pairs])
     _check_completions(batch, trainer.processing_class.tokenizer)
@@ -111,16 +104,16 @@ def check_setup(trainer, rows=8):
     return {**_check_reference(trainer, pairs), "trainable": trainable, "image_effect": effect}
 
 
-def _check_trainable(model):
+def _check_trainable(model, fp16):
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not weights:
         raise SetupError("no weight is trainable: pass peft_config=lora_config(model)")
-    half = [name for name, p in weights.items() if p.dtype == torch.float16]
-    if half:
-        raise SetupError(
-            f"{half[0]} is trainable in float16, which the gradient scaler cannot handle: keep "
-            "trainable weights in float32"
-        )
+    for name, weight in weights.items():
+        if weight.dtype == torch.float16 or fp16 and weight.dtype != torch.float32:
+            raise SetupError(
+                f"{name} is trainable in {str(weight.dtype)[6:]}, which the gradient scaler of "
+                "fp16 cannot handle: keep_adapter_in_float32(model)"
+            )
     return sum(p.numel() for p in weights.values())
 
 
@@ -206,5 +199,5 @@ class StopAt(TrainerCallback):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-        control.should_save = control.should_training_stop
+        if state.global_step >= self.step:
+            control.should_training_stop = control.should_save = True

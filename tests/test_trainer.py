@@ -79,6 +79,8 @@ def test_half_precision_trainable_weights(build):
             weight.data = weight.data.half()
     with pytest.raises(trainer.SetupError, match="lora_.*float16"):
         trainer.check_setup(trained)
+    trainer.keep_adapter_in_float32(trained.model)
+    trainer.check_setup(trained)
 
 
 def test_a_model_that_ignores_the_picture(build, untrained):
@@ -94,31 +96,9 @@ def test_a_reference_that_is_another_model(build, processor):
         trainer.check_setup(wrong)
 
 
-def test_unwritable_and_full_folders(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(trainer.SetupError, match="cannot write to .*another output_dir"):
-        trainer.check_writable(tmp_path / "file" / "runs")
-    with pytest.raises(trainer.SetupError, match="MB free and checkpoints need about"):
-        trainer.check_writable(tmp_path, needed_bytes=10**18)
-
-
 def test_lora_leaves_the_vision_tower_alone(build):
     names = [n for n, p in build().model.named_parameters() if p.requires_grad]
     assert names and all("text_model" in n and "lora" in n for n in names)
-
-
-def test_stopped_and_resumed_equals_uninterrupted(processor, pairs, tmp_path, build):
-    def losses(trained):
-        return {r["step"]: r["loss"] for r in trained.state.log_history if "loss" in r}
-
-    straight = build(model=pocket.build_model(processor))
-    straight.train()
-    stopped = build(model=pocket.build_model(processor), callbacks=[trainer.StopAt(2)])
-    stopped.train()
-    assert max(losses(stopped)) == 2
-    resumed = build(model=pocket.build_model(processor))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert losses(resumed) == losses(straight)
 
 
 def test_live_curve_draws_at_every_log_and_leaves_no_figure_open(build, capsys):

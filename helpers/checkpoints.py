@@ -1,0 +1,166 @@
+"""Keep a training run through disconnects: room before the first step, whole checkpoints, one run.
+
+    train(trainer)     # from the start, or from where an interrupted run of the same settings was
+
+While a run is unfinished its folder holds `run.json` (what it is a run of) and the last two
+checkpoints. When it is finished, the folder holds the adapter, and the checkpoints are gone.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from helpers.stored import digests_of, rows
+
+DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
+ADAPTER, RECORD = "adapter", "run.json"
+
+# The settings that change what is computed; the rest says where and how often to write.
+DECISIVE = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+    "loss_type", "loss_weights", "beta", "label_smoothing", "max_length", "seed", "bf16", "fp16",
+)  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A run cannot be kept, or cannot be gone on with; the message says what to do."""
+
+
+def train(trainer):
+    """Train to the end; returns the TrainOutput. The adapter is then in output_dir/adapter.
+
+    Goes on from the last whole checkpoint in output_dir: the order of the pairs, the optimiser and
+    the random states are restored, so that the losses are those of an uninterrupted run. Raises
+    CheckpointError before the first step if the folder cannot hold the checkpoints, or holds an
+    unfinished run of other settings, data or weights.
+    """
+    folder = Path(trainer.args.output_dir)
+    check_writable(folder, (1 + _kept(trainer.args)) * checkpoint_bytes(trainer.model))
+    identity, last = run_identity(trainer), last_checkpoint(folder)
+    if last:
+        _require_same_run(folder, identity)
+        print(f"going on from {last.name}")
+    _write(folder / RECORD, json.dumps(identity, indent=1))
+    result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if trainer.state.global_step >= trainer.state.max_steps:  # else it was stopped on purpose
+        trainer.save_model(str(folder / ADAPTER))
+        for checkpoint in _checkpoints(folder):
+            shutil.rmtree(checkpoint)
+    return result
+
+
+def last_checkpoint(folder):
+    """The newest checkpoint that was written to its end, or None. A torn one is named and passed
+    over: a process that is killed while it saves leaves one behind."""
+    for checkpoint in _checkpoints(folder):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            safe_open(checkpoint / "adapter_model.safetensors", "pt").keys()
+            for name in ("optimizer.pt", "scheduler.pt"):
+                torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+            return checkpoint
+        except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
+            print(f"{checkpoint.name} is not whole ({type(error).__name__}), looking for an older")
+    return None
+
+
+def _checkpoints(folder):
+    """Newest first; whatever else lies in the folder is left alone."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", p.name), p) for p in Path(folder).glob("*")]
+    return [path for _, path in sorted((int(m[1]), path) for m, path in found if m)][::-1]
+
+
+def run_identity(trainer):
+    """What this is a run of, as a JSON object: settings, pairs and frozen weights."""
+    values = {name: getattr(trainer.args, name, None) for name in DECISIVE}
+    adapter = trainer.model.peft_config["default"]
+    return {
+        **{name: getattr(value, "value", value) for name, value in values.items()},
+        "lora_rank": adapter.r,
+        "pairs": pairs_digest(trainer.train_dataset),
+        "weights": weights_digest(trainer.model),
+    }
+
+
+def pairs_digest(dataset):
+    """A fingerprint of conversational pairs, in their order: texts and image bytes."""
+    digest = hashlib.sha256()
+    for row in rows(dataset):
+        content = [digests_of(row), row["prompt"], row["chosen"], row["rejected"]]
+        digest.update(json.dumps(content, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_digest(model):
+    """A fingerprint of the frozen weights: the first 64 numbers of each tensor."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            sample = weight.detach().flatten()[:64].float().cpu()
+            digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _require_same_run(folder, identity):
+    try:
+        known = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    differ = [name for name in identity if known.get(name) != identity[name]]
+    if differ:
+        changed = ", ".join(f"{n}: {known.get(n)} there, {identity[n]} now" for n in differ)
+        raise CheckpointError(
+            f"{folder} holds an unfinished run of something else ({changed}): choose another "
+            "folder, or remove this one to give that run up"
+        )
+
+
+# --- room for it ---------------------------------------------------------------------------
+
+
+def checkpoint_bytes(model):
+    """Bytes of one checkpoint: adapter, AdamW's two moments, and the processor's files."""
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return 3 * trainable + 10_000_000
+
+
+def _kept(args):
+    return args.save_total_limit or 10  # without a limit, ten are a fair guess
+
+
+def check_writable(folder, needed_bytes=50_000_000):
+    """Raises CheckpointError if `folder` cannot be written, has too little room, or is meant to be
+    on a Drive that is not mounted: then it would be lost with the machine."""
+    folder = Path(folder)
+    if folder.is_relative_to(DRIVE) and not os.path.ismount(DRIVE):
+        raise CheckpointError(
+            f"{folder} is on Google Drive, which is not mounted: run `from google.colab import "
+            f"drive; drive.mount('{DRIVE}')`, or choose another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / ".write_test", "x")
+        (folder / ".write_test").unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to {folder} ({error.strerror}): choose another folder"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise CheckpointError(
+            f"{folder} has {free / 1e6:.0f} MB free and checkpoints need about "
+            f"{needed_bytes / 1e6:.0f} MB: free some room or choose another folder"
+        )
+
+
+def _write(path, text):
+    """Whole or not at all, also when the process is killed."""
+    path.with_suffix(".new").write_text(text, encoding="utf-8")
+    path.with_suffix(".new").replace(path)
