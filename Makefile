@@ -15,7 +15,7 @@ lab: .venv/installed ## open JupyterLab at the first lesson
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: .venv/installed ## lint, unit tests, drift test and a smoke test of every notebook
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 notebooks: .venv/installed ## build notebooks/ from lessons/, executed on the pocket track
 	$(BIN)/python -m tools.build_notebooks

@@ -77,7 +77,7 @@ def tune(model, processor, pairs, loss, seed, options):
     with tempfile.TemporaryDirectory() as folder:
         trainer = dpo_trainer(
             model, processor, pairs, choose("pocket"), folder, loss_type=loss, seed=seed,
-            disable_tqdm=True, logging_strategy="no", **changes,
+            disable_tqdm=True, logging_strategy="no", save_strategy="no", **changes,
         )  # fmt: skip
         trainer.train()
     return trainer.model.eval()

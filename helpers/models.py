@@ -1,4 +1,4 @@
-"""Load a policy and its processor; adapters; image-token and memory budgets.
+"""Load a policy and its processor; adapters on its language model.
 
 model, processor = load_policy(choose("auto"))
 adapter = lora_config(model, rank=16)
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 # The linear layers of the language model, in Idefics3/SmolVLM (text_model) and in LLaVA, Qwen-VL
@@ -57,7 +56,17 @@ def load(name, dtype=torch.float32, quantize=False, image_edge=None, device="cpu
         ) from error
     if image_edge:
         limit_edge(processor, image_edge)
+    if quantize and device == "cpu":
+        _stay_trainable(model)
     return model, processor
+
+
+def _stay_trainable(model):
+    """On CPUs with bf16 instructions, bitsandbytes 0.50 packs 4-bit weights for inference at the
+    first forward pass in eval mode, and then no gradient gets through them any more."""
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _four_bits(dtype):
@@ -102,34 +111,3 @@ def lora_config(model, rank=16):
         target_modules=TEXT_LINEARS,
         task_type="CAUSAL_LM",
     )
-
-
-def image_tokens(processor, width, height):
-    """How many positions a picture of this size (pixels) takes in the prompt: counted, not guessed.
-
-    Only the feature positions count; the row, column and border markers come on top.
-    """
-    picture = Image.new("RGB", (width, height))
-    batch = processor(images=[[picture]], text=[processor.image_token])
-    return batch["input_ids"][0].count(processor.image_token_id)
-
-
-def memory_budget(weights, trainable, weight_bytes=4, trainable_bytes=4, separate_reference=False):
-    """Gigabytes (1e9 bytes) that training holds before any activation, by part.
-
-    `weights` and `trainable` are numbers of parameters; `weight_bytes` is the mean size of a
-    weight. Gradients and AdamW's two moments exist for trainable parameters only, at their size:
-    4 bytes, or 2 where TRL makes the adapter of a quantised base bf16. With an adapter the
-    reference is the same base with the adapter off and costs nothing; full fine-tuning needs a
-    `separate_reference`. Raises ValueError when more is trainable than there is.
-    """
-    if not 0 <= trainable <= weights:
-        raise ValueError(f"{trainable} trainable of {weights} weights: count them again")
-    adapter = trainable if trainable < weights else 0  # comes on top of the frozen base
-    return {
-        "weights": weights * weight_bytes / 1e9,
-        "reference": weights * weight_bytes / 1e9 if separate_reference else 0.0,
-        "adapter": adapter * trainable_bytes / 1e9,
-        "gradients": trainable * trainable_bytes / 1e9,
-        "optimizer": 2 * trainable * trainable_bytes / 1e9,
-    }

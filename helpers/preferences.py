@@ -12,19 +12,19 @@ import difflib
 import hashlib
 import io
 import json
-from itertools import islice
 from pathlib import Path
 
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value, load_dataset
+from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from helpers import world
+from helpers.hub.streaming import stream_pairs
 from helpers.messages import conversation
 from helpers.soundness import PreferenceDataError, Problem, check_pairs, require_sound
-from helpers.stored import RAW_NEEDED, column_names, image_digest, image_groups, rows
+from helpers.stored import RAW_COLUMNS, RAW_NEEDED, column_names, image_digest, image_groups
 
 __all__ = [
     "PreferenceDataError", "Problem", "RAW_COLUMNS", "check_pairs", "image_digest", "load",
@@ -35,12 +35,6 @@ __all__ = [
 DATA = Path(__file__).resolve().parent.parent / "data"
 POCKET_PAIRS = DATA / "pocket" / "preferences.parquet"
 PHOTO_PAIRS = DATA / "photos" / "preferences.parquet"
-
-# RLAIF-V's own columns, in its order.
-RAW_COLUMNS = (
-    "ds_name", "image", "question", "chosen", "rejected",
-    "origin_dataset", "origin_split", "idx", "image_path",
-)  # fmt: skip
 
 # Parts of a content as Json keep the keys they have. As one Arrow struct, every part would get the
 # keys of all of them, filled with None, and an empty `image` makes a text a picture to some models.
@@ -53,12 +47,13 @@ CONVERSATIONAL = Features(
 # --- load ------------------------------------------------------------------------------------
 
 
-def load_raw(track, part="train", count=None):
+def load_raw(track, part="train", count=None, *, seed=0, folder=None):
     """The pairs of a track in the raw columns, the first `count` of them.
 
     On the pocket track the pictures are drawn from the bundled scenes, and count=None gives all.
-    Elsewhere `track.dataset` is streamed, never downloaded whole, and count=None gives as many as
-    the track plans for; a tenth of the images, the same ones always, is kept for part="test".
+    Elsewhere `track.dataset` is streamed, shuffled by `seed` and kept in `folder`, by default
+    runs/data, so that the next call needs no network; count=None gives as many as the track plans
+    for. A tenth of the images, the same ones always, is kept for part="test".
     Raises PreferenceDataError if there are too few, or the data cannot be had.
     """
     if part not in ("train", "test"):
@@ -69,7 +64,7 @@ def load_raw(track, part="train", count=None):
         return _load_pocket(part, count)
     if count is None:
         count = track.train_pairs if part == "train" else track.eval_pairs
-    return _load_stream(track.dataset, part, count)
+    return stream_pairs(track.dataset, part, count, seed, folder)
 
 
 def load_photos():
@@ -119,28 +114,6 @@ def _drawing(origin_split, row):
     return file.getvalue()
 
 
-def _load_stream(name, part, count):
-    try:
-        stream = rows(load_dataset(name, split="train", streaming=True))
-        mine = (row for row in stream if _is_test(row) == (part == "test"))
-        found = list(tqdm(islice(mine, count), name, count, leave=False))
-    except Exception as error:  # the network has many ways to fail
-        raise PreferenceDataError(
-            f"cannot stream {name} ({type(error).__name__}: {error}): check the name and the "
-            "network, or work on the pocket track, which needs none"
-        ) from error
-    _enough(len(found), count, f"the {part} part of {name} has")
-    _need(found[0], RAW_NEEDED)
-    found = [{column: row.get(column) for column in RAW_COLUMNS} for row in found]
-    return Dataset.from_list(found).cast_column("image", Image())
-
-
-def _is_test(row):
-    """True for a tenth of the images: whoever streams the same data gets the same part."""
-    digest = image_digest(row.get("image"))
-    return digest is not None and int(digest, 16) % 10 == 0
-
-
 def _enough(there, count, who):
     if there < (count or 1):
         raise PreferenceDataError(f"{who} {there} pairs, not {count or 'one'}: ask for fewer")
@@ -149,12 +122,12 @@ def _enough(there, count, who):
 # --- format ----------------------------------------------------------------------------------
 
 
-def to_conversational(dataset):
+def to_conversational(dataset, num_proc=None):
     """Raw columns in; `images`, `prompt`, `chosen`, `rejected` out, as TRL's DPOTrainer wants them.
 
     Works on a Dataset and on a stream; image bytes are passed on, never decoded. Rows stay in
-    order, and bad ones stay too: `check_pairs` finds them. Raises PreferenceDataError for a
-    missing column.
+    order, and bad ones stay too: `check_pairs` finds them. num_proc: worker processes for a
+    Dataset. Raises PreferenceDataError for a missing column.
     """
     columns = column_names(dataset)
     _need(columns, RAW_NEEDED)
@@ -163,7 +136,9 @@ def to_conversational(dataset):
         # A stream decodes what a cast declares; what `map` declares it takes for decoded already.
         return dataset.map(_format_row, remove_columns=columns).cast(CONVERSATIONAL)
     dataset = dataset.with_format(None).cast_column("image", Image(decode=False))
-    return dataset.map(_format_row, remove_columns=columns, features=CONVERSATIONAL)
+    return dataset.map(
+        _format_row, remove_columns=columns, features=CONVERSATIONAL, num_proc=num_proc
+    )
 
 
 def _format_row(row):

@@ -76,6 +76,7 @@ def run_checks(track="auto"):
         attempt("disk", disk),
         attempt("GPU", gpu),
         attempt("track", chosen_track, track),
+        attempt("Hub", downloads, track),
         *(attempt(path, bundled, path) for path in BUNDLED),
         attempt("pocket model", pocket_model),
     ]
@@ -145,19 +146,16 @@ def disk():
 
 
 def gpu():
-    import torch
+    from helpers.machine import this_machine
 
-    if not torch.cuda.is_available():
+    machine = this_machine()
+    if machine.kind != "cuda":
         return Check("GPU", None, "none that torch can use; the pocket track needs none")
-    card = torch.cuda.get_device_properties(0)
-    memory_gib, capability = card.total_memory / 2**30, f"{card.major}.{card.minor}"
-    return Check("GPU", True, f"{card.name}, compute capability {capability}, {memory_gib:.0f} GiB")
+    return Check("GPU", True, str(machine))
 
 
 def chosen_track(name):
-    """The track, why, and whether this machine can run it."""
-    import torch
-
+    """The track, why, in what precision, and whether this machine can run it."""
     from helpers.tracks import TRACKS, TrackError, choose
 
     known = f"Choose one of these and run the cell again:\n  TRACK = {' | '.join(TRACKS)} | auto"
@@ -165,11 +163,32 @@ def chosen_track(name):
         track = choose(name)
     except TrackError as error:
         return Check("track", False, f"{error}", known)
-    has_gpu = torch.cuda.is_available()
-    why = "chosen by the GPU's memory and capability" if has_gpu else "chosen: torch finds no GPU"
-    detail = f"{track.name} ({track.machine}), {why if name == 'auto' else 'as asked'}"
-    fits = track.name == "pocket" or has_gpu
-    return Check("track", fits, detail if fits else f"{detail}, but torch finds no GPU", known)
+    why = "chosen by what is here" if name == "auto" else "as asked"
+    detail = f"{track.name} ({track.machine}), {why}; {track.dtype} on {track.device}"
+    detail += f", {track.autocast} autocast" if track.autocast else ""
+    fits = track.name == "pocket" or track.device == "cuda"
+    return Check("track", fits, detail if fits else f"{detail}: no CUDA GPU was found", known)
+
+
+def downloads(name):
+    """On a GPU track: the Hub answers for its model and its data. Nothing is downloaded."""
+    from huggingface_hub import HfApi
+
+    from helpers.tracks import TRACKS, choose
+
+    if name not in ("auto", *TRACKS) or choose(name).name == "pocket":
+        return Check("Hub", None, "not asked; the pocket track needs no network")
+    track = choose(name)
+    fix = (
+        "Look at the network (on Kaggle: Settings, Internet on), or if the data are gated, accept\n"
+    )
+    fix += '  their terms on the Hub and log in. Or work without: TRACK = "pocket"'
+    try:
+        model, data = HfApi().model_info(track.model), HfApi().dataset_info(track.dataset)
+    except Exception as error:  # the network has many ways to fail
+        return Check("Hub", False, f"does not give {track.model}: {type(error).__name__}", fix)
+    found = [f"{info.id} at {info.sha[:7]}" for info in (model, data)]
+    return Check("Hub", True, " and ".join(found), fix)
 
 
 def bundled(path):

@@ -13,6 +13,11 @@ from itertools import repeat
 from datasets import Dataset, Image, IterableDataset, List
 from PIL import Image as PILImage
 
+# RLAIF-V's own columns, in its order.
+RAW_COLUMNS = (
+    "ds_name", "image", "question", "chosen", "rejected",
+    "origin_dataset", "origin_split", "idx", "image_path",
+)  # fmt: skip
 RAW_NEEDED = ("image", "question", "chosen", "rejected")
 NEEDED = ("images", "prompt", "chosen", "rejected")
 

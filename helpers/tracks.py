@@ -58,6 +58,11 @@ class Track:
             if getattr(self, field) < 1:
                 raise TrackError(f"track {self.name!r}: {field} must be at least 1")
 
+    @property
+    def checkpointing(self):
+        """Whether activations are computed twice to save memory: it is not short on pocket."""
+        return self.name != "pocket"
+
 
 TRACKS = {
     track.name: track

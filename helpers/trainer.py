@@ -28,7 +28,6 @@ def dpo_config(track, output_dir, **changes):
     """TRL's DPOConfig for a track, with what differs from TRL's defaults; `changes` win.
 
     max_length=None: TRL would cut long rows at 1024 tokens, and one SmolVLM picture can take 1088.
-    activation_checkpointing=False on the CPU: it saves memory that is not short there.
     """
     settings = {
         "output_dir": str(output_dir),
@@ -41,7 +40,7 @@ def dpo_config(track, output_dir, **changes):
         "max_length": None,
         "bf16": track.autocast == "bf16",
         "fp16": track.autocast == "fp16",
-        "activation_checkpointing": track.name != "pocket",
+        "activation_checkpointing": track.checkpointing,
         "logging_steps": 5,
         "report_to": "none",
         "save_steps": 10,
@@ -135,7 +134,8 @@ def _check_completions(batch, tokenizer):
 @torch.no_grad()
 def _check_images(model, batch):
     inputs = {k: v.to(model.device) for k, v in batch.items() if k != "completion_mask"}
-    grey = torch.full_like(inputs["pixel_values"], 0.5)  # not 0: Idefics3 takes that for padding
+    # Not 0: Idefics3 takes a tile of zeros for padding. And what is padding has to stay it.
+    grey = 0.5 * (inputs["pixel_values"] != 0).to(inputs["pixel_values"].dtype)
     blank = {**inputs, "pixel_values": grey}
     mask = batch["completion_mask"].bool()
     seen, blind = (model(**i).logits.float().log_softmax(-1).cpu()[mask] for i in (inputs, blank))

@@ -44,9 +44,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from helpers.machine import this_machine
 from helpers.tracks import TRACKS, choose
 
-fields = ["name", "machine", "model", "dataset", "dtype", "train_pairs"]
+fields = ["name", "machine", "model", "dataset", "quantize", "image_edge", "train_pairs"]
 table = pd.DataFrame(
     [{field: getattr(track, field) for field in fields} for track in TRACKS.values()]
 )
@@ -54,12 +55,15 @@ table.replace(str(Path.cwd()), ".", regex=True)
 
 # %%
 track = choose(TRACK)
+print(f"This machine: {this_machine()}.")
 print(f"Your track is {track.name}: {track.machine}.")
+print(f"Weights in {track.dtype} on {track.device}, autocast: {track.autocast or 'none'}.")
 
 # %% [markdown]
 # The *pocket* track trains a real but tiny vision language model (VLM) with half a million
 # weights, in about a minute, on the files that came with the course. The GPU tracks take SmolVLM
-# and the public RLAIF-V preference data from the Hugging Face Hub. They have not been run on a GPU
+# and the public RLAIF-V preference data from the Hugging Face Hub. All their code is run in the
+# course's tests, on a CPU, with a tiny model in place of SmolVLM. They have not been run on a GPU
 # yet; every number printed in this course is from the pocket track.
 #
 # Start on pocket even if you own a GPU. You can change any line and see the effect before your

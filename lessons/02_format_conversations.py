@@ -11,6 +11,7 @@
 
 # %% tags=["parameters"]
 TRACK = "auto"  # or "pocket", "t4", "ampere"
+MODEL = None  # another model for the track, such as "HuggingFaceTB/SmolVLM-500M-Instruct" on t4
 QUICK = False  # True: fewer pairs and fewer splits, for a fast look
 SEED = 0  # of the splits
 PAIRS = 64  # how many pairs of the track to format
@@ -38,7 +39,7 @@ from helpers.preferences import check_pairs, image_digest, split_by_image, to_co
 from helpers.stored import rows
 from helpers.tracks import choose
 
-track = choose(TRACK)
+track = choose(TRACK, model=MODEL)
 print(track.machine)
 
 # %% [markdown]
@@ -489,6 +490,10 @@ preferences.save(train, "runs/02_pairs")
 again = preferences.load("runs/02_pairs")
 assert list(rows(again)) == list(rows(train))
 print(f"{len(again)} pairs, each the same to the byte")
+
+# %% [markdown]
+# To do all of this for RLAIF-V, and to push the result to the Hub under your name with a card that
+# says where it comes from, there is a command: `python -m tools.format_rlaifv --help`.
 
 # %% tags=["key-figure"]
 print(f"{pocket_tokens} image tokens a picture; a random split leaks {np.mean(leaks):.1f} photos")

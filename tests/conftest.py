@@ -1,5 +1,23 @@
-"""Shared by the tests: an untrained pocket VLM (seconds, no checkpoint needed) and a few scenes."""
+"""Shared by the tests: a hub on loopback, an untrained pocket VLM (seconds), a few scenes.
 
+No test reaches another hub than this one, and those that do not use the fixture `hub` reach none.
+"""
+# ruff: noqa: E402  (the libraries read the environment once, when they are imported)
+
+import os
+import shutil
+import time
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+from tests.hub import Hub
+
+FOLDER = TemporaryDirectory(prefix="hub-")
+HUB = Hub(FOLDER.name)
+os.environ.update(HUB.environment(), HF_HUB_OFFLINE="1")
+
+import datasets.config
+import huggingface_hub
 import pytest
 import torch
 
@@ -30,3 +48,29 @@ def images(scenes):
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def running_hub():
+    with HUB:
+        yield HUB
+
+
+@pytest.fixture
+def hub(running_hub, monkeypatch):
+    """The hub, with nothing on it or in the caches; the libraries do not wait before a retry."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setattr(datasets.config, name, False)
+    for name in vars(datasets.config):
+        if name.startswith("STREAMING_") and name.endswith("_INTERVAL"):
+            monkeypatch.setattr(datasets.config, name, 0)
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    for module in (huggingface_hub.utils._http, huggingface_hub.file_download):
+        monkeypatch.setattr(module, "time", hasty)
+    yield running_hub
+    running_hub.clear()
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    huggingface_hub.close_session()
+    shutil.rmtree(running_hub.environment()["HF_HOME"], ignore_errors=True)

@@ -4,12 +4,16 @@ import re
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell
 
+from helpers.tracks import TRACKS
+from tests.standin import CARD, rlaifv_shards, smolvlm
 from tools.build_notebooks import (
     LESSONS,
     NOTEBOOKS,
     ROOT,
     LessonError,
+    assigned_names,
     build,
     execute,
     find_lessons,
@@ -111,5 +115,36 @@ def test_prose_comes_between_code(notebook):
     assert "ccc" not in kinds, f"three code cells in a row, from cell {kinds.find('ccc') + 1}"
 
 
-def test_runs_in_small(notebook, tmp_path):
-    execute(notebook, tmp_path / "small.ipynb", {"TRACK": "pocket", "QUICK": True})
+def run(lesson, track, tmp_path, **changes):
+    """Execute a lesson in small, with all that it keeps in tmp_path."""
+    notebook = build(lesson)
+    cell = next(cell for cell in notebook.cells if "parameters" in tags(cell))
+    values = {"TRACK": track, "QUICK": True, "OUT": str(tmp_path / "out"), **changes}
+    known = assigned_names(cell.source, lesson.name)
+    elsewhere = f"import helpers.hub.streaming as s; s.FOLDER = {str(tmp_path / 'data')!r}"
+    notebook.cells.insert(3, new_code_cell(elsewhere))  # after the setup cell
+    values = {name: value for name, value in values.items() if name in known}
+    execute(notebook, tmp_path / "small.ipynb", values)
+
+
+def test_runs_in_small(lesson, tmp_path):
+    run(lesson, "pocket", tmp_path)
+
+
+@pytest.fixture(scope="session")
+def downloads(tmp_path_factory):
+    """What the GPU tracks fetch, in small: a checkpoint with SmolVLM's tiles, and pairs."""
+    return smolvlm(tmp_path_factory.mktemp("smolvlm"), tile=512), rlaifv_shards(300)
+
+
+@pytest.mark.parametrize("track", ["t4", "ampere"])
+def test_runs_on_the_gpu_tracks_without_a_gpu(lesson, track, downloads, hub, tmp_path):
+    """Every line that a learner's GPU would run, on the CPU: a tiny model, a hub on loopback."""
+    model, pairs = downloads
+    hub.add("models", "tiny/smolvlm", model)
+    hub.add("datasets", TRACKS[track].dataset, {"README.md": CARD, **pairs})
+    run(lesson, track, tmp_path, MODEL="tiny/smolvlm", PUSH_TO="me/tuned")
+    if "PUSH_TO" in lesson.read_text(encoding="utf-8"):
+        pushed = hub.files("models", "me/tuned")
+        assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(pushed)
+        assert b"cc-by-nc-4.0" in pushed["README.md"]

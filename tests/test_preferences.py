@@ -118,9 +118,10 @@ def test_a_file_with_the_name_of_an_image_does_not_replace_it(tmp_path, monkeypa
     (tmp_path / "0.jpg").write_bytes(jpeg(99))
     assert stored(to_conversational(dataset)) == expected
     assert stored(to_conversational(dataset.to_iterable_dataset())) == expected
-    monkeypatch.setattr(preferences, "load_dataset", lambda *a, **k: dataset.to_iterable_dataset())
-    track = SimpleNamespace(name="t4", dataset="far/away")
-    assert stored(preferences.load_raw(track, count=3))[0] in expected
+    (tmp_path / "far").mkdir()
+    dataset.to_parquet(tmp_path / "far" / "train.parquet")
+    track = SimpleNamespace(name="t4", dataset="far")
+    assert stored(preferences.load_raw(track, count=3, folder=tmp_path))[0] in expected
 
 
 @pytest.mark.parametrize("ahead", (0, 2))
@@ -585,18 +586,19 @@ def test_photos_load_with_the_raw_columns(tmp_path, monkeypatch):
     assert stored(photos) == stored(raw(3))
 
 
-def test_streamed_parts_share_no_image(monkeypatch):
-    source = raw(60).to_iterable_dataset().decode(num_threads=2)
-    monkeypatch.setattr(preferences, "load_dataset", lambda *args, **kwargs: source)
-    track = SimpleNamespace(name="t4", dataset="far/away", train_pairs=40, eval_pairs=2)
-    train, test = preferences.load_raw(track), preferences.load_raw(track, "test")
+def test_streamed_parts_share_no_image(tmp_path):
+    raw(60).to_parquet(tmp_path / "train.parquet")
+    track = SimpleNamespace(name="t4", dataset=str(tmp_path), train_pairs=40, eval_pairs=2)
+    kept = tmp_path.with_name("kept")
+    train = preferences.load_raw(track, folder=kept)
+    test = preferences.load_raw(track, "test", folder=kept)
     assert (len(train), len(test)) == (40, 2)
     assert train.column_names == list(RAW_COLUMNS)
     assert not set(stored(train)) & set(stored(test))
     assert set(stored(train)) <= set(stored(raw(60)))
-    assert len(preferences.load_raw(track, "train", 3)) == 3
-    with pytest.raises(PreferenceDataError, match="far/away"):
-        preferences.load_raw(track, "train", 61)
+    assert len(preferences.load_raw(track, "train", 3, folder=kept)) == 3
+    with pytest.raises(PreferenceDataError, match="not 61: ask for fewer"):
+        preferences.load_raw(track, "train", 61, folder=kept)
 
 
 def test_saving_and_loading_say_what_is_wrong(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 
 from helpers import models, pocket, preflight
 from helpers.preflight import Check, attempt, paste_safe, render, run_checks
+from helpers.tracks import TRACKS
 
 Card = namedtuple("Card", "name major minor total_memory")
 SOUND = "I see a red plate on the left."
@@ -38,7 +39,7 @@ def sound(monkeypatch, tmp_path):
 
 
 def memory_of(gib):
-    return namedtuple("Memory", "available")(gib * 2**30)
+    return namedtuple("Memory", "available total")(gib * 2**30, 16 * 2**30)
 
 
 def usage_of(gib):
@@ -66,7 +67,9 @@ def test_a_sound_machine_has_no_fail(sound):
     text = render(checks)
     assert failed(checks) == [] and "[FAIL]" not in text
     assert f'[OK]   pocket model answers "{SOUND}"' in text
-    assert "[OK]   track pocket (any CPU, no network), chosen: torch finds no GPU" in text
+    assert (
+        "[OK]   track pocket (any CPU, no network), chosen by what is here; float32 on cpu" in text
+    )
     assert text.splitlines()[-1] == f"{sum(check.ok is True for check in checks)} OK, 0 FAIL"
 
 
@@ -139,8 +142,24 @@ def test_each_check_can_fail_and_the_others_go_on(sound, fault, name, says):
 def test_an_unknown_track_and_a_gpu_track_without_gpu(sound):
     (unknown,) = (check for check in run_checks("h100") if check.ok is False)
     assert "unknown track 'h100'" in unknown.detail and "ampere" in unknown.fix
-    (absent,) = (check for check in run_checks("t4") if check.ok is False)
-    assert "torch finds no GPU" in absent.detail
+    absent = next(check for check in run_checks("t4") if check.name == "track")
+    assert absent.ok is False and "no CUDA GPU was found" in absent.detail
+
+
+def test_the_hub_is_asked_for_what_a_gpu_track_downloads(sound, hub):
+    track = TRACKS["t4"]
+    (missing,) = (check for check in run_checks("t4") if check.name == "Hub")
+    assert missing.ok is False and track.model in missing.detail
+    hub.add("models", track.model, {"config.json": b"{}"})
+    hub.add("datasets", track.dataset, {"README.md": b"# Pairs"})
+    (there,) = (check for check in run_checks("t4") if check.name == "Hub")
+    assert there.ok and track.model in there.detail and track.dataset in there.detail
+    assert not any(path.endswith(("config.json", "README.md")) for _, path in hub.requests)
+
+
+def test_the_pocket_track_asks_no_hub(sound, hub):
+    run_checks("pocket")
+    assert hub.requests == []
 
 
 def test_another_version_of_torch_is_said_but_no_fault(sound):
@@ -154,8 +173,9 @@ def test_another_version_of_torch_is_said_but_no_fault(sound):
 def test_a_gpu_is_described_and_decides_the_track(sound):
     with_gpu(sound, Card("Tesla T4", 7, 5, 15 * 2**30))
     text = render(run_checks("auto"))
-    assert "[OK]   GPU Tesla T4, compute capability 7.5, 15 GiB" in text
-    assert "track t4 (Colab's free T4: 16 GB, no bf16), chosen by the GPU's memory" in text
+    assert "[OK]   GPU Tesla T4, compute capability 7.5, 15.0 GiB" in text
+    assert "track t4 (Colab's free T4: 16 GB, no bf16), chosen by what is here" in text
+    assert "float32 on cuda, fp16 autocast" in text
 
 
 def test_packages_are_required_ones():

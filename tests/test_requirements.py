@@ -10,6 +10,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from helpers.preflight import EXACT
 from tools.build_notebooks import ROOT
 
 FOLDERS = ("helpers", "tools", "tests", "lessons", "benchmarks")
@@ -116,11 +117,11 @@ def test_conda_reads_the_one_list():
     assert pip == {"pip": ["-r requirements.txt", "-c constraints.txt"]}
 
 
-def test_colab_gets_pinned_requirements_and_keeps_its_torch():
+def test_colab_gets_pinned_packages():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = project["tool"]["course"]["colab"]
-    assert set(packages) <= set(REQUIREMENTS)
-    assert "torch" not in packages
+    packages = {normal(name) for name in project["tool"]["course"]["colab"]}
+    assert packages <= set(PINS)
+    assert {*EXACT} <= packages  # what the course is exact about
 
 
 def test_make_names_only_modules_that_exist():

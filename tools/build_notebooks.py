@@ -6,7 +6,8 @@
 
 A lesson is a Python file in jupytext's percent format, lessons/NN_name.py. Its first cell is
 markdown and opens with the title, one code cell is tagged `parameters`. The notebook adds two
-generated cells: the badge that opens it in Colab, and, after the title, the setup cell.
+generated cells: the badge that opens it in Colab, and, after the title, the setup cell. Both, and
+the badges in README.md, lead to the repository and release named in pyproject.toml, [tool.course].
 """
 
 import argparse
@@ -42,33 +43,31 @@ METADATA = {
 # A kernel's own log would tear the live line: it warns at its start and when it is interrupted.
 QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
 
-BADGE = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/{repository}/blob/{branch}/notebooks/{stem}.ipynb)"
+COLAB = "https://colab.research.google.com/github/{repository}/blob/{branch}/notebooks/{stem}.ipynb"
+BADGE = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({COLAB})"
+BADGE_ADDRESS = re.compile(
+    r"https://colab\.research\.google\.com/github/[^\s)]*/notebooks/(\w+)\.ipynb"
 )
 SETUP = """\
-# On Colab, fetch the course and install what is missing. Elsewhere, only find the course's root,
-# so that `import helpers` works wherever Jupyter was started.
-import logging
+# Find the course, so that `import helpers` works. On Colab and Kaggle, fetch it first and install
+# what is missing. The rest is in helpers/runtime.py.
 import os
 import sys
-import warnings
 from pathlib import Path
 
-here = Path.cwd()
-if "google.colab" in sys.modules:
-    here = Path("/content/{folder}")
-    if not here.exists():
-        !git clone --quiet --depth 1 --branch {branch} https://github.com/{repository} {{here}}
-        %pip install --quiet {packages}
-root = next((p for p in (here, *here.parents) if (p / "helpers" / "world.py").exists()), None)
-if root is None:
-    raise FileNotFoundError("no `helpers` here: git clone https://github.com/{repository}")
-os.chdir(root)
+url, here = "{address}", Path.cwd()
+places = [here, here / "{folder}", *here.parents]
+root = next((p for p in places if (p / "helpers" / "runtime.py").exists()), None)
+if root is None and ("google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ):
+    root = places[1]
+    !GIT_TERMINAL_PROMPT=0 git clone --quiet --depth 1 --branch {branch} {{url}} "{{root}}"
+if root is None or not root.exists():
+    raise FileNotFoundError(f"The course is not here. Fetch it: git clone {{url}}. On Kaggle, "
+                            "Settings > Turn on internet. Then run this cell again.")
 sys.path.insert(0, str(root))
-warnings.filterwarnings("ignore", message="IProgress not found")  # plain progress bars will do
-warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing`")  # a name PEFT uses
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports optional kernels"""
+from helpers.runtime import make_ready
+
+make_ready()"""
 
 
 class LessonError(Exception):
@@ -141,14 +140,25 @@ def assigned_names(source, name):
 
 
 def course_settings():
-    """Repository, branch and Colab's packages, from pyproject.toml and constraints.txt."""
+    """`repository` and `branch` of [tool.course] in pyproject.toml, and what follows from them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     course = project["tool"]["course"]
-    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
-    versions = dict(pin.split("==") for pin in pins)
-    packages = " ".join(f"{name}=={versions[name]}" for name in course["colab"])
-    folder = course["repository"].split("/")[-1]
-    return {**course, "packages": packages, "folder": folder}
+    repository = course["repository"]
+    address, folder = f"https://github.com/{repository}", repository.split("/")[-1]
+    return {**course, "address": address, "folder": folder}
+
+
+def with_badges(text):
+    """The text with every address of a notebook on Colab as [tool.course] has it."""
+    settings = course_settings()
+    return BADGE_ADDRESS.sub(lambda found: COLAB.format(stem=found[1], **settings), text)
+
+
+def rewrite_badges(page):
+    """Write a markdown page again if its badges lead to another repository or release."""
+    text = page.read_text(encoding="utf-8")
+    if with_badges(text) != text:
+        page.write_text(with_badges(text), encoding="utf-8")
 
 
 def cell_ids(cells):
@@ -225,12 +235,13 @@ def build_one(lesson, folder, run=True):
     nbformat.write(notebook, path)
 
 
-def main(arguments=None, lessons=LESSONS, notebooks=NOTEBOOKS):
+def main(arguments=None, lessons=LESSONS, notebooks=NOTEBOOKS, readme=ROOT / "README.md"):
     parser = argparse.ArgumentParser(description="Build notebooks/ from lessons/.")
     parser.add_argument("--only", nargs="+", default=(), help='lessons by number, such as "03"')
     parser.add_argument("--no-execute", action="store_true", help="rewrite the sources only")
     options = parser.parse_args(arguments)
     pocket_environment()
+    rewrite_badges(readme)
     try:
         for lesson in find_lessons(lessons, options.only):
             start = time.monotonic()

@@ -1,7 +1,7 @@
 """Make the kernel of a notebook ready; on Colab and Kaggle, install what the course needs there.
 
-    from helpers import colab      # the last lines of every notebook's first code cell,
-    colab.ready()                  # which has found the course, or fetched it
+    from helpers.runtime import make_ready     # the end of every notebook's first code cell,
+    make_ready()                               # which has found the course or fetched it
 
 A laptop has what `make` installed: there only the working folder is set and noise turned down. A
 Colab or Kaggle runtime brings hundreds of packages, and this kernel has imported some before the
@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 KEEP = ("torch", "torchaudio", "torchvision", "numpy")
 # get_peft_model raises beside an older one, which Colab ships (peft.import_utils, peft 0.21.2).
 OLDEST_TORCHAO = (0, 16)
-LAST_LINES = 12
+LAST_LINES = 15
 
 
-class SetupError(RuntimeError):
+class NotReady(RuntimeError):
     """The runtime could not be made ready; the message says what to do."""
 
 
@@ -49,23 +49,30 @@ KAGGLE = Host("Kaggle", "Settings > Accelerator > GPU T4 x2", "Run > Restart")
 
 def this_host():
     """COLAB, KAGGLE, or None on a machine that its owner set up."""
-    if "google.colab" in sys.modules:  # its kernels import it before the first cell
-        return COLAB
-    return KAGGLE if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else None
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # first: its image is built on Colab's
+        return KAGGLE
+    return COLAB if "google.colab" in sys.modules else None  # imported before the first cell
 
 
-def ready():
+def make_ready():
     """Everything between "the course is found" and the lesson's first line.
 
-    Prints only on Colab and Kaggle, where there is something to tell. Raises SetupError if pip
+    Prints only on Colab and Kaggle, where there is something to tell. Raises NotReady if pip
     fails, or if the kernel has imported what was replaced and must be restarted.
     """
     os.chdir(ROOT)  # lessons name files from the course's root
     turn_down_noise()
     if host := this_host():
+        use_one_gpu()
         install_missing(course_packages(), host)
         remove_old_torchao()
         tell_without_gpu(host)
+
+
+def use_one_gpu():
+    """Hide all GPUs but the first from torch: Kaggle gives two, and transformers' Trainer would
+    copy the model to both and split every batch, which the course has not been tried with."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
 def turn_down_noise():
@@ -93,16 +100,16 @@ def installed(name):
 
 def install_missing(packages, host):
     """Install those of {name: version} that are not here in that version; nothing, if all are."""
-    missing = [f"{name}=={wanted}" for name, wanted in packages.items() if installed(name) != wanted]
+    missing = [f"{name}=={pin}" for name, pin in packages.items() if installed(name) != pin]
     replaced = set()
     if missing:
         print(f"Installing {', '.join(missing)}. This takes a minute or two, once.", flush=True)
         start, before = time.monotonic(), snapshot()
         install(missing)
         replaced = {name for name, found in snapshot().items() if before.get(name, found) != found}
-        print(f"Installed in {time.monotonic() - start:.0f} s; torch and numpy are as they were.")
+        print(f"Installed in {time.monotonic() - start:.0f} s.")
     if stale := sorted(name for name in replaced | {*packages} if is_stale(name)):
-        raise SetupError(
+        raise NotReady(
             f"Restart this kernel ({host.restart}), then run all cells again: it had imported "
             f"another version of {', '.join(stale)} and cannot load the one that is installed now."
         )
@@ -114,7 +121,7 @@ def snapshot():
 
 
 def install(requirements):
-    """pip install, with KEEP held at the installed versions. Raises SetupError if pip fails."""
+    """pip install, with KEEP held at the installed versions. Raises NotReady if pip fails."""
     kept = [f"{name}=={installed(name)}" for name in KEEP if installed(name)]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "keep.txt"
@@ -124,14 +131,14 @@ def install(requirements):
 
 
 def pip(*arguments):
-    """Run this interpreter's pip, quietly. Raises SetupError with its last lines if it fails."""
-    command = [sys.executable, "-m", "pip", "--quiet", "--no-input", *arguments]
+    """Run this interpreter's pip, unseen. Raises NotReady with its last lines if it fails."""
+    command = [sys.executable, "-m", "pip", "--no-input", *arguments]
     run = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     if run.returncode:
         last = "\n".join(run.stdout.strip().splitlines()[-LAST_LINES:])
-        raise SetupError(
+        raise NotReady(
             f"pip {arguments[0]} failed, see its last lines below. Run this cell again; on Kaggle, "
             f"switch the internet on first (Settings > Turn on internet).\n\n{last}"
         )
@@ -160,4 +167,4 @@ def tell_without_gpu(host):
     from helpers.machine import this_machine  # imports torch
 
     if this_machine().kind != "cuda":
-        print(f'No GPU here: TRACK = "auto" takes the pocket track. For one: {host.gpu}.')
+        print(f'No GPU here, so TRACK = "auto" takes the pocket track. To get one: {host.gpu}.')

@@ -1,0 +1,144 @@
+"""Rehearse the GPU tracks at their real size: peak memory and seconds a pair, beside the budget.
+
+    python -m benchmarks.gpu_rehearsal            # on a GPU: results/gpu_rehearsal.json
+    python -m benchmarks.gpu_rehearsal --cpu      # two of them on the CPU: results/cpu_budget.json
+    python -m benchmarks.gpu_rehearsal --tiny     # every line on the CPU, in small; stores nothing
+
+SmolVLM-256M, 500M and 2.2B have their published dimensions and random weights, pairs a photograph
+of 640 x 480 pixels, and training is the course's own: load_policy, dpo_trainer. The T4 cases take
+the precision of a T4 and cap torch's allocator at what torch reports of its memory; on a real T4
+the CUDA context comes out of that too. Each case has a process of its own, so that one without
+memory does not end the others; that is a finding and is stored. Cases that are stored already for
+this machine are not run again.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+import trl
+
+from benchmarks.rehearsal import Case, rehearse
+from helpers.machine import Machine, precision, this_machine
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+T4 = Machine("cuda", "Tesla T4", (7, 5), 14.6)
+AMPERE = Machine("cuda", "Ampere or newer", (8, 0), 24.0)
+
+
+def on(machine, size, cap_gib=None, **changes):
+    """The Case of a SmolVLM in the precision of a Machine."""
+    chosen = precision(machine, changes.get("quantize", False))
+    return Case(size, chosen.dtype, chosen.autocast, machine.kind, cap_gib, **changes)
+
+
+CASES = [
+    on(T4, "256M", 14.6),  # the t4 track
+    on(T4, "256M", 14.6, checkpointing=False),
+    on(T4, "256M", 14.6, edge=2048),
+    on(T4, "500M", 14.6),
+    on(T4, "500M", 14.6, edge=2048),
+    on(T4, "2.2B", 14.6, edge=384),
+    on(T4, "2.2B", 14.6, edge=384, quantize=True),
+    on(T4, "2.2B", 14.6, edge=1536),
+    on(AMPERE, "256M"),
+    on(AMPERE, "500M"),
+    on(AMPERE, "2.2B", edge=384),
+    on(AMPERE, "2.2B", edge=384, quantize=True),  # the ampere track
+    on(AMPERE, "2.2B", edge=1536, quantize=True),
+]
+CPU_CASES = [
+    Case("256M", "float32", None, "cpu", None, pairs, edge, checkpointing=kept)
+    for pairs, edge in ((1, 512), (2, 512), (1, 1024))
+    for kept in (False, True)
+]
+CPU_CASES += [
+    Case("256M", "float32", "bf16", "cpu", None, 1, checkpointing=False),
+    Case("256M", "float32", "bf16", "cpu", None, 1, checkpointing=True),
+    Case("256M", "bfloat16", "bf16", "cpu", None, 1, checkpointing=False),
+    Case("500M", "float32", None, "cpu", None, 1, checkpointing=False),
+]
+TINY_CASES = [
+    Case("256M", "float32", None, "cpu"),
+    Case("2.2B", "float32", None, "cpu", edge=768, quantize=True, checkpointing=False),
+]
+
+
+def main(arguments=None):
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--cpu", action="store_true", help="SmolVLM-256M and 500M on this CPU")
+    options.add_argument("--tiny", action="store_true", help="try every line; stores nothing")
+    options.add_argument("--out", type=Path, help="where the results go")
+    options.add_argument("--case", type=int, help=argparse.SUPPRESS)  # a child: this case only
+    options = options.parse_args(arguments)
+    on_cpu = options.cpu or options.tiny
+    cases = TINY_CASES if options.tiny else CPU_CASES if options.cpu else CASES
+    if options.case is not None:
+        print(json.dumps(rehearse(cases[options.case], options.tiny)))
+    elif not on_cpu and not torch.cuda.is_available():
+        print("No GPU that torch can use: nothing was rehearsed and nothing written.")
+    else:
+        out = options.out or RESULTS / ("cpu_budget.json" if options.cpu else "gpu_rehearsal.json")
+        run(cases, options, None if options.tiny else out)
+
+
+def run(cases, options, out):
+    """Every case that is not stored yet; the file, if any, is written after each."""
+    rows = json.loads(out.read_text())["rows"] if out and out.exists() else []
+    done = {(row["case"], row["machine"]) for row in rows}
+    for index, case in enumerate(cases):
+        if (case.name, hardware()) in done:
+            continue
+        if case.autocast == "bf16" and case.device == "cuda" and this_machine().capability < (8, 0):
+            print(f"{case.name}: not run, this GPU computes no bf16", flush=True)
+            continue
+        found = in_a_child(index, options)
+        row = {"case": case.name, "size": case.size, "machine": hardware(), **found}
+        rows.append(row)
+        print(line(row), flush=True)
+        if out:
+            command = f"python -m benchmarks.gpu_rehearsal{' --cpu' if options.cpu else ''}"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+
+
+def in_a_child(index, options):
+    """What the case's own process found; {"failed": its last words} if it found nothing."""
+    flags = [flag for flag in ("--cpu", "--tiny") if getattr(options, flag[2:])]
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_rehearsal", "--case", str(index), *flags],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    try:
+        return json.loads(child.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        said = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
+        return {"failed": said[-1]}
+
+
+def hardware():
+    """This machine and its software, in words."""
+    cpu = f" ({platform.machine()})" if this_machine().kind == "cpu" else ""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{this_machine()}{cpu}, {versions}, trl {trl.__version__}"
+
+
+def line(row):
+    if "failed" in row:
+        return f"{row['case']}: {row['failed']}"
+    if "out_of_memory" in row:
+        need = f"; predicted {row['predicted_gb']:.2f} GB" if "predicted_gb" in row else ""
+        return f"{row['case']}: {row['out_of_memory']}{need}"
+    compared = f"measured {row['measured_gb']:.2f} GB, predicted {row['predicted_gb']:.2f} GB"
+    pace = f", {row['seconds_a_pair']:.2f} s a pair" if "seconds_a_pair" in row else ""
+    return f"{row['case']}: {compared}, ratio {row['ratio']:.3f}{pace}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""RLAIF-V made ready for TRL: load, format, split, save, and push to the Hub under your name.
+
+    python -m tools.format_rlaifv --count 1000               # streamed, to runs/rlaif-v
+    python -m tools.format_rlaifv --push me/rlaif-v          # all of it, more than 11 GB
+
+TRL has a script for this, examples/datasets/rlaif-v.py. Two things differ here. Images keep their
+bytes: decoding and writing them again, as there, changes their pixels. And the split is by image:
+RLAIF-V has several questions about one picture, and a split by rows tests on pictures that were
+trained on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from datasets import load_dataset
+
+from helpers.hub.publish import Data, PublishError, dataset_card, push_pairs, write_pairs
+from helpers.hub.remote import ask
+from helpers.hub.sources import find_source
+from helpers.hub.streaming import source_of, stream_pairs
+from helpers.preferences import split_by_image, to_conversational
+from helpers.stored import PreferenceDataError
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "openbmb/RLAIF-V-Dataset"
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.format_rlaifv",
+        description="Make RLAIF-V ready for TRL: load, format, split by image, save, push.",
+        epilog="RLAIF-V is CC-BY-NC-4.0: not for commercial use, and neither is what you push.",
+    )
+    add = parser.add_argument
+    add("--dataset", default=NAME, help="a Hub dataset or a folder of parquet files, raw columns")
+    add("--count", type=int, help="only so many pairs, streamed and shuffled (default: all)")
+    add("--seed", type=int, default=0, help="of the shuffle and of the split (default: 0)")
+    add("--test-share", type=float, default=0.01, help="share of the rows to hold out (0.01)")
+    add("--workers", type=int, help="processes that format (default: this one)")
+    add("--out", type=Path, default=ROOT / "runs" / "rlaif-v", help="where to save (runs/rlaif-v)")
+    add("--push", metavar="OWNER/NAME", help="push to this dataset on the Hub; log in first")
+    add("--public", action="store_true", help="with --push: a new repository for everybody")
+    return parser.parse_args(arguments)
+
+
+def load(options):
+    """The raw pairs and the `Source` they come from."""
+    name = options.dataset
+    if options.count:
+        pairs = stream_pairs(name, "train", options.count, options.seed)
+        return pairs, source_of(name, options.seed)
+    source = find_source(name)
+    revision = None if Path(name).is_dir() else source.revision
+    return ask(lambda: load_dataset(name, split="train", revision=revision), name), source
+
+
+def described(options, source, train, test):
+    """The card; of a local folder only its name goes on it."""
+    local = Path(options.dataset).is_dir()
+    data = Data(
+        name=Path(options.dataset).resolve().name if local else options.dataset,
+        revision=None if local else source.revision,
+        licence=source.licence,
+        train=len(train),
+        test=len(test),
+    )
+    how = f"by image, no picture is on both sides (share {options.test_share}, seed {options.seed})"
+    return dataset_card(options.push or f"me/{options.out.name}", data, how)
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    try:
+        raw, source = load(options)
+        pairs = to_conversational(raw, num_proc=options.workers)
+        train, test = split_by_image(pairs, options.test_share, options.seed)
+        card = described(options, source, train, test)
+        write_pairs({"train": train, "test": test}, options.out, card)
+        print(f"{len(train)} pairs for training and {len(test)} for testing are in {options.out}")
+        if options.push:
+            print(push_pairs(options.out, options.push, card, private=not options.public))
+    except (PreferenceDataError, PublishError, ValueError, OSError) as error:
+        sys.exit(f"Stopped: {error}")
+
+
+if __name__ == "__main__":
+    main()
