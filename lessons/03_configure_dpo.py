@@ -32,7 +32,6 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig
 from trl import DPOConfig, DPOTrainer
 
 from helpers import budget, models, objectives, plots, pocket, smolvlm
@@ -593,6 +592,8 @@ for size, change in (("256M", {}), ("256M", {"tiles": 17, "pairs": 16}), ("2.2B"
 # And your own run: your track's model and picture size, the texts of your batch, this machine.
 
 # %%
+from transformers import AutoConfig
+
 mine = smolvlm.shapes(AutoConfig.from_pretrained(track.model))  # a SmolVLM of any size
 tiles = budget.tiles(processor, 640, 480)
 words = prompt_length - tiles * (processor.image_seq_len + 2)  # two markers a tile
