@@ -1,6 +1,7 @@
 """Keep a training run through disconnects: room before the first step, whole checkpoints, one run.
 
     train(trainer)     # from the start, or from where an interrupted run of the same settings was
+    trained(trainer)   # the same, but a run that was finished before is loaded
 
 While a run is unfinished its folder holds `run.json` (what it is a run of) and the last two
 checkpoints. When it is finished, the folder holds the adapter, and the checkpoints are gone.
@@ -14,6 +15,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 from helpers.stored import digests_of, rows
@@ -50,10 +52,24 @@ def train(trainer):
     _write(folder / RECORD, json.dumps(identity, indent=1))
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.state.global_step >= trainer.state.max_steps:  # else it was stopped on purpose
+        record = folder / ADAPTER / RECORD
+        record.unlink(missing_ok=True)  # of an earlier adapter: written again when all is there
         trainer.save_model(str(folder / ADAPTER))
+        _write(record, json.dumps(identity, indent=1))
         for checkpoint in _checkpoints(folder):
             shutil.rmtree(checkpoint)
     return result
+
+
+def trained(trainer):
+    """The trained model, ready for evaluation: from the adapter of a finished run of the same
+    settings, data and weights if output_dir has one, else as `train` makes it."""
+    adapter = Path(trainer.args.output_dir) / ADAPTER
+    if _record(adapter) == run_identity(trainer):
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
+    else:
+        train(trainer)
+    return trainer.model.eval()
 
 
 def last_checkpoint(folder):
@@ -109,10 +125,7 @@ def weights_digest(model):
 
 
 def _require_same_run(folder, identity):
-    try:
-        known = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    known = _record(folder)
     differ = [name for name in identity if known.get(name) != identity[name]]
     if differ:
         changed = ", ".join(f"{n}: {known.get(n)} there, {identity[n]} now" for n in differ)
@@ -120,6 +133,13 @@ def _require_same_run(folder, identity):
             f"{folder} holds an unfinished run of something else ({changed}): choose another "
             "folder, or remove this one to give that run up"
         )
+
+
+def _record(folder):
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 # --- room for it ---------------------------------------------------------------------------

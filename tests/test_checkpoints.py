@@ -4,12 +4,20 @@ import json
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
+import torch
 
 from helpers import checkpoints, pocket, preferences
-from helpers.checkpoints import CheckpointError, check_writable, last_checkpoint, train
+from helpers.checkpoints import (
+    CheckpointError,
+    check_writable,
+    last_checkpoint,
+    train,
+    trained,
+)
 from helpers.tracks import TRACKS
 from helpers.trainer import StopAt, dpo_trainer
 from tools.build_notebooks import ROOT
@@ -119,13 +127,46 @@ def test_numbers_count_and_other_files_do_not(stopped):
 def test_a_finished_run_leaves_the_adapter_and_starts_anew(build, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     for _ in range(2):
-        trained = build()
-        train(trained)
-        assert trained.state.global_step == 4
+        run = build()
+        train(run)
+        assert run.state.global_step == 4
         assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
         assert last_checkpoint(tmp_path) is None
     assert "going on" not in capsys.readouterr().out
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def lora_weights(model):
+    return {n: w.detach().clone() for n, w in model.named_parameters() if w.requires_grad}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_is_loaded_and_not_trained_again(build):
+    first = build()
+    weights = lora_weights(trained(first))
+    again = build()
+    assert not same(weights, lora_weights(again.model))
+    assert same(weights, lora_weights(trained(again)))
+    assert again.state.global_step == 0 and not again.model.training
+
+
+@pytest.mark.parametrize("change", [{"beta": 0.2}, {"first_pair": 2}, {"seed_of_base": 1}], ids=str)
+def test_a_finished_run_of_something_else_is_not_loaded(build, change):
+    trained(build())
+    other = build(**change)
+    trained(other)
+    assert other.state.global_step == 4
+
+
+def test_an_adapter_is_not_taken_for_that_of_a_later_run_that_was_killed(build):
+    trained(build())
+    train(build(beta=0.2, callbacks=[StopAt(2)]))  # run.json is now about beta=0.2
+    resumed = build(beta=0.2)
+    trained(resumed)
+    assert resumed.state.global_step == 4
 
 
 @pytest.mark.parametrize(
@@ -152,13 +193,12 @@ def test_how_often_to_write_may_change(build, stopped, capsys):
 
 
 def test_no_room_stops_before_the_first_step(build, monkeypatch):
-    trained = build()
-    monkeypatch.setattr(
-        checkpoints.shutil, "disk_usage", lambda p: type("Usage", (), {"free": 9e6})
-    )
+    run = build()
+    usage = namedtuple("Usage", "free")(9_000_000)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(CheckpointError, match="9 MB free and checkpoints need about .*free some"):
-        train(trained)
-    assert trained.state.global_step == 0
+        train(run)
+    assert run.state.global_step == 0
 
 
 def test_a_checkpoint_is_no_larger_than_said(stopped, build):
