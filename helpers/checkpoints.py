@@ -12,7 +12,9 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises for a damaged file; nothing is unpickled
 
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
@@ -26,9 +28,14 @@ ADAPTER, RECORD = "adapter", "run.json"
 # The settings that change what is computed; the rest says where and how often to write.
 DECISIVE = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
-    "loss_type", "loss_weights", "beta", "label_smoothing", "max_length", "seed", "bf16", "fp16",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "dataloader_drop_last",
+    "loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type", "use_weighting",
+    "max_length", "seed", "data_seed", "bf16", "fp16",
 )  # fmt: skip
+
+
+UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError)
 
 
 class CheckpointError(ValueError):
@@ -77,12 +84,16 @@ def last_checkpoint(folder):
     over: a process that is killed while it saves leaves one behind."""
     for checkpoint in _checkpoints(folder):
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            state = (checkpoint / "trainer_state.json").read_text(encoding="utf-8")
+            if "global_step" not in json.loads(state):
+                raise ValueError("trainer_state.json is empty")
             safe_open(checkpoint / "adapter_model.safetensors", "pt").keys()
             for name in ("optimizer.pt", "scheduler.pt"):
                 torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+            if not zipfile.is_zipfile(checkpoint / "rng_state.pth"):  # numpy's state is in it, too
+                raise ValueError("rng_state.pth is cut")
             return checkpoint
-        except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
+        except UNREADABLE as error:
             print(f"{checkpoint.name} is not whole ({type(error).__name__}), looking for an older")
     return None
 
@@ -90,7 +101,8 @@ def last_checkpoint(folder):
 def _checkpoints(folder):
     """Newest first; whatever else lies in the folder is left alone."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", p.name), p) for p in Path(folder).glob("*")]
-    return [path for _, path in sorted((int(m[1]), path) for m, path in found if m)][::-1]
+    real = [(int(m[1]), p) for m, p in found if m and p.is_dir() and not p.is_symlink()]
+    return [path for _, path in sorted(real, reverse=True)]
 
 
 def run_identity(trainer):
@@ -100,9 +112,17 @@ def run_identity(trainer):
     return {
         **{name: getattr(value, "value", value) for name, value in values.items()},
         "lora_rank": adapter.r,
+        "lora_alpha": adapter.lora_alpha,
+        "inputs": inputs_digest(trainer.processing_class),
         "pairs": pairs_digest(trainer.train_dataset),
         "weights": weights_digest(trainer.model),
     }
+
+
+def inputs_digest(processor):
+    """A fingerprint of how a row becomes input: picture sizes and tiles, chat template."""
+    settings = processor.image_processor.to_json_string() + str(processor.chat_template)
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
 def pairs_digest(dataset):
@@ -137,8 +157,8 @@ def _require_same_run(folder, identity):
 
 def _record(folder):
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
 
 

@@ -163,8 +163,11 @@ def remove_old_torchao():
 
 
 def tell_without_gpu(host):
-    """Say how to get a GPU if this runtime has none."""
-    from helpers.machine import this_machine  # imports torch
+    """Say how to get a GPU if this runtime has none that a GPU track can use."""
+    from helpers.machine import this_machine  # these import torch
+    from helpers.tracks import choose
 
-    if this_machine().kind != "cuda":
-        print(f'No GPU here, so TRACK = "auto" takes the pocket track. To get one: {host.gpu}.')
+    if choose("auto").name == "pocket":
+        found = this_machine()
+        lack = f"{found} is too old or too small" if found.kind == "cuda" else "No GPU here"
+        print(f'{lack}, so TRACK = "auto" takes the pocket track. To get one: {host.gpu}.')

@@ -57,6 +57,7 @@ def dpo_trainer(model, processor, pairs, track, output_dir, callbacks=None, **ch
     off, so there is none to pass; the adapter's first weights depend on the seed in `changes`.
     """
     config = dpo_config(track, output_dir, **changes)
+    check_writable(config.output_dir)  # before the trainer makes it on a Drive that is not mounted
     torch.manual_seed(config.seed)
     trainer = DPOTrainer(
         model,

@@ -297,6 +297,7 @@ card = pair_card(pairs[0])
 # | [03 · Configure DPO](03_configure_dpo.ipynb) | what the loss does, and which settings matter |
 # | [04 · Train with DPO](04_train_dpo.ipynb) | how to train, watch, stop and resume |
 # | [05 · Compare answers](05_compare_answers.ipynb) | did it get better, and because of the image |
+# | [06 · Measure hallucination](06_measure_hallucination.ipynb) | what the field's benchmarks say, and what fools them |
 # | [A · The pocket model](A_pocket_model.ipynb) | how the model was built, and learned to hallucinate |
 
 # %% tags=["key-figure"]

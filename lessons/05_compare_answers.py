@@ -26,12 +26,15 @@ OUT = "runs/05"  # checkpoints; on Colab: "/content/drive/MyDrive/vlm-dpo-05" ou
 # hallucinated objects, bootstrap intervals and paired comparisons.
 
 # %%
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 from tqdm.auto import tqdm
 
 from helpers import checkpoints, metrics, plots, pocket, world
+from helpers.controls import swapped
 from helpers.generate import answer_logps, answers
 from helpers.hub.publish import Data, Measured, adapter_card, push_adapter, settings_of
 from helpers.hub.streaming import source_of
@@ -65,11 +68,12 @@ print(f"{len(train)} pairs to train on, {len(held_out)} held out: other scenes, 
 
 # %%
 LOSSES = {"control": ["sft"], "tuned": ["sigmoid"]}
+FOLDER = Path(OUT, "quick") if QUICK else Path(OUT)
 
 
 def tune(loss, seed):
     trainer = dpo_trainer(
-        load_policy(track)[0], processor, train, track, f"{OUT}/{track.name}-{loss[0]}-{seed}",
+        load_policy(track)[0], processor, train, track, FOLDER / f"{track.name}-{loss[0]}-{seed}",
         loss_type=loss, seed=seed, disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
     checkpoints.train(trainer)
@@ -279,11 +283,8 @@ for change, split, i in [ranked[-1], ranked[0], ranked[1]] if track.name == "poc
 # preference is grounded in the picture, the margin must fall.
 
 # %%
-swapped = np.roll(np.arange(len(held_out)), 1)
-pictures = held_out["image"]
-blind = {
-    name: pair_margins(first[name], [pictures[i] for i in swapped]) for name in ("base", "tuned")
-}
+others = swapped(list(held_out["image"]), SEED)
+blind = {name: pair_margins(first[name], others) for name in ("base", "tuned")}
 for name, values in blind.items():
     fall = metrics.paired(margins[name], values)
     print(
@@ -405,6 +406,6 @@ else:
 # **Try it.** Set `SEEDS = 1` and shuffle the *training* pictures among the pairs before `tune`.
 # Predict trap Hal and the swapped-picture margin, then run.
 #
-# Where does a model like this come from, and how did it learn to hallucinate?
+# What do the field's benchmarks say of such a model, and what fools them?
 #
-# [Next: A · The pocket model](A_pocket_model.ipynb)
+# [Next: 06 · Measure hallucination](06_measure_hallucination.ipynb)

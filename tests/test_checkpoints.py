@@ -1,5 +1,6 @@
 """A run survives being killed at any step, goes on to the same losses, and refuses to mix runs."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import checkpoints, pocket, preferences
+from helpers import checkpoints, models, pocket, preferences
 from helpers.checkpoints import (
     CheckpointError,
     check_writable,
@@ -83,12 +84,16 @@ TRACK = replace(TRACKS["pocket"], batch_size=4, lora_rank=4)
 def build(processor, tmp_path):
     """A run of 4 steps in tmp_path; `changes` go to its DPOConfig."""
 
-    def make(first_pair=0, seed_of_base=0, callbacks=None, **changes):
+    def make(first_pair=0, seed_of_base=0, edge=None, callbacks=None, **changes):
         raw = preferences.load_raw(TRACK, "train", 20).select(range(first_pair, first_pair + 16))
         model = pocket.build_model(processor, seed=seed_of_base)
+        folder = changes.pop("output_dir", tmp_path)
         settings = {"save_steps": 1, "save_total_limit": 3, "disable_tqdm": True, **changes}
         pairs = preferences.to_conversational(raw)
-        return dpo_trainer(model, processor, pairs, TRACK, tmp_path, callbacks, **settings)
+        reader = copy.deepcopy(processor)
+        if edge:
+            models.limit_edge(reader, edge)
+        return dpo_trainer(model, reader, pairs, TRACK, folder, callbacks, **settings)
 
     return make
 
@@ -102,15 +107,24 @@ def stopped(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"]
+    "file",
+    [
+        "trainer_state.json",
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+    ],
 )
-@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "garbage", "zeros", "{}"])
 def test_a_torn_checkpoint_is_passed_over(stopped, capsys, file, damage):
     torn = stopped / "checkpoint-3" / file
     if damage == "cut":
         torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
-    else:
+    elif damage == "missing":
         torn.unlink()
+    else:
+        torn.write_bytes({"garbage": b"garbage" * 50, "zeros": bytes(500), "{}": b"{}"}[damage])
     assert last_checkpoint(stopped).name == "checkpoint-2"
     assert "checkpoint-3 is not whole" in capsys.readouterr().out
 
@@ -118,6 +132,7 @@ def test_a_torn_checkpoint_is_passed_over(stopped, capsys, file, damage):
 def test_numbers_count_and_other_files_do_not(stopped):
     (stopped / "checkpoint-10").mkdir()  # torn, and later than 3 though "1" sorts before "3"
     (stopped / "checkpoint-best").mkdir()
+    (stopped / "checkpoint-99").write_text("a file")
     assert [p.name for p in checkpoints._checkpoints(stopped)] == [
         "checkpoint-10", "checkpoint-3", "checkpoint-2", "checkpoint-1",
     ]  # fmt: skip
@@ -174,6 +189,9 @@ def test_an_adapter_is_not_taken_for_that_of_a_later_run_that_was_killed(build):
     [
         ({"learning_rate": 1e-3}, "learning_rate: 8e-05 there, 0.001 now"),
         ({"loss_type": "ipo"}, "loss_type"),
+        ({"adam_beta2": 0.5}, "adam_beta2"),
+        ({"f_divergence_type": "js_divergence"}, "f_divergence_type"),
+        ({"edge": 24}, "inputs: "),
         ({"first_pair": 2}, "pairs: "),
         ({"seed_of_base": 1}, "weights: "),
     ],
@@ -212,10 +230,12 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         check_writable(tmp_path / "file" / "runs")
 
 
-def test_a_drive_that_is_not_mounted(tmp_path, monkeypatch):
+def test_a_drive_that_is_not_mounted(build, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "DRIVE", tmp_path / "drive")
     with pytest.raises(CheckpointError, match="not mounted: run .*drive.mount"):
         check_writable(tmp_path / "drive" / "MyDrive" / "runs")
+    with pytest.raises(CheckpointError, match="not mounted"):
+        build(output_dir=tmp_path / "drive" / "MyDrive")
     assert not (tmp_path / "drive").exists()  # or it would look mounted, and be lost
     monkeypatch.setattr(checkpoints.os.path, "ismount", lambda path: True)
     check_writable(tmp_path / "drive" / "MyDrive" / "runs")

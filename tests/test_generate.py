@@ -1,10 +1,16 @@
 """Batched answers and log-probs: the batch, the padding and the order change nothing."""
 
+import json
+import pickle
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from helpers import generate, world
+from helpers import generate, models, world
 from helpers.messages import turns
+from tests.standin import smolvlm
 
 QUESTIONS = ["What do you see?", "Is there a fork?", "Is the plate to the left of the cup?"] * 2
 TEXTS = [
@@ -15,6 +21,8 @@ TEXTS = [
     "No",
     "Yes",
 ]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*answers were cut")
 
 
 def test_greedy_answers_do_not_depend_on_the_batch(untrained, processor, images):
@@ -94,8 +102,157 @@ def test_yes_no_follows_the_first_token(untrained, processor, images):
     head = untrained.lm_head
     head.weight = torch.nn.Parameter(head.weight.clone())
     head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
+    before = generate.yes_no_log_odds(untrained, processor, images, asked)
+    assert [("no", "yes")[value > 0] for value in before] == answers
     head.bias.data[yes] += 50
     assert generate.yes_no_answers(untrained, processor, images, asked) == ["yes"] * 6
+    after = generate.yes_no_log_odds(untrained, processor, images, asked)
+    assert torch.allclose(after, before + 50, atol=1e-4)
+
+
+def test_the_bar_is_over_all_calls(untrained, processor, images):
+    class Bar:
+        n = 0
+
+        def update(self, count):
+            self.n += count
+
+    bar = Bar()
+    generate.answers(untrained, processor, images, QUESTIONS, max_new_tokens=1, bar=bar)
+    generate.answer_logps(untrained, processor, images, QUESTIONS, TEXTS, batch_size=4, bar=bar)
+    generate.yes_no_answers(untrained, processor, images, QUESTIONS, bar=bar)
+    assert bar.n == 18
+
+
+def test_an_answer_knows_whether_it_was_cut(untrained, processor, images):
+    """The end token first, or never; as the last of the tokens allowed it is not cut."""
+    say(untrained, processor, "I see a fork")
+    with pytest.warns(UserWarning, match="^6 of 6 answers were cut at 4 tokens: raise max_new_to"):
+        cut = generate.answers(untrained, processor, images, QUESTIONS, max_new_tokens=4)
+    assert cut == ["I see a fork"] * 6 and all(text.cut for text in cut)
+    whole = generate.answers(untrained, processor, images, QUESTIONS, max_new_tokens=5)
+    assert whole == cut and not any(text.cut for text in whole)
+
+
+def say(model, processor, text):
+    """Make the model give this answer to whatever it is asked."""
+    ids = [*processor.tokenizer(text)["input_ids"], processor.tokenizer.eos_token_id]
+    after = dict(zip([processor.tokenizer(":")["input_ids"][0], *ids], ids, strict=False))
+
+    def scripted(model, args, kwargs, out):
+        for row, last in enumerate(kwargs["input_ids"][:, -1].tolist()):
+            out.logits[row, -1, after.get(last, ids[-1])] = 1e4
+
+    model.register_forward_hook(scripted, with_kwargs=True)
+
+
+def test_no_warning_when_nothing_is_cut(untrained, processor, images, recwarn):
+    say(untrained, processor, "Yes")
+    assert generate.answers(untrained, processor, images, QUESTIONS) == ["Yes"] * 6
+    assert not [w for w in recwarn if "cut" in str(w.message)]
+
+
+def test_an_answer_is_a_string():
+    cut = generate.Answer("a fork", cut=True)
+    assert cut == "a fork" and json.dumps(cut) == '"a fork"' and {cut: 1}["a fork"] == 1
+    assert pickle.loads(pickle.dumps(cut)).cut and not generate.Answer("a fork").cut
+
+
+# --- pictures of several tiles, prompts of several lengths: SmolVLM's classes, 64-pixel tiles ---
+
+SIZES = ((160, 120), (300, 50), (128, 128), (50, 400), (64, 64), (90, 150), (256, 64), (40, 41))
+ASKED = (
+    "What is it?",
+    "Is there a dog beside the window in this picture, or is there none at all?",
+    "Where?",
+    "How many people are there?",
+) * 2
+GIVEN = (
+    "Yes",
+    "There is a dog, and the man in the red shirt is holding an umbrella.",
+    "No",
+    "A tree.",
+) * 2
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """(model, processor, pictures); weights above those of a new one, so that pictures count."""
+    model, processor = models.load(smolvlm(tmp_path_factory.mktemp("smolvlm")))
+    for weight in model.parameters():
+        weight.data *= 3 if weight.ndim > 1 else 1
+    pixels = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(pixels.integers(0, 256, (height, width, 3), np.uint8))
+        for width, height in SIZES
+    ]
+    return model, processor, pictures
+
+
+def test_tiles_and_prompts_are_ragged(ragged):
+    _, processor, pictures = ragged
+    batch = processor(images=[[p] for p in pictures], text=["<image>"] * 8)
+    tiles = [ids.count(processor.image_token_id) // 4 for ids in batch["input_ids"]]
+    assert set(tiles) == {5, 13, 17}
+
+
+def test_ragged_answers_are_those_of_one_at_a_time(ragged, monkeypatch):
+    """Token for token: the untrained model's tokens are rarely text."""
+    model, processor, pictures = ragged
+    tokenizer = processor.tokenizer
+    monkeypatch.setattr(
+        type(processor),
+        "batch_decode",
+        lambda self, ids, **_: [
+            " ".join(tokenizer.convert_ids_to_tokens(row[row != tokenizer.pad_token_id]))
+            for row in ids
+        ],
+    )
+
+    def speak(size, images=pictures):
+        return generate.answers(model, processor, images, ASKED, max_new_tokens=24, batch_size=size)
+
+    alone = speak(1)
+    assert speak(8) == speak(3) == alone
+    assert len(alone[0].split()) > 5
+    other = speak(8, pictures[::-1])
+    assert sum(a != b for a, b in zip(alone, other, strict=True)) > 4  # it does look
+
+
+def test_ragged_logps_are_those_of_one_at_a_time(ragged):
+    model, processor, pictures = ragged
+
+    def score(size, images=pictures):
+        return generate.answer_logps(model, processor, images, ASKED, GIVEN, batch_size=size)
+
+    alone = score(1)
+    assert torch.allclose(score(8), alone, atol=1e-3, rtol=0)
+    assert torch.allclose(score(3), alone, atol=1e-3, rtol=0)
+    assert (score(8, pictures[::-1]) - alone).abs().min() > 1e-2
+
+
+def test_yes_and_no_in_several_tokens(ragged):
+    """This tokenizer spells " Yes" and " No": the space that both begin with tells nothing."""
+    model, processor, pictures = ragged
+    tokenizer = processor.tokenizer
+    yes, no = (tokenizer(f" {word}")["input_ids"] for word in ("Yes", "No"))
+    assert yes[0] == no[0] and yes[1] != no[1]
+    odds = generate.yes_no_log_odds(model, processor, pictures, ASKED)
+    alone = generate.yes_no_log_odds(model, processor, pictures, ASKED, batch_size=1)
+    assert torch.allclose(odds, alone, atol=1e-3)
+    for row in (0, 3):
+        prompt = processor.apply_chat_template(
+            turns(ASKED[row]), tokenize=False, add_generation_prompt=True
+        )
+        batch = processor(images=[pictures[row]], text=[f"{prompt} Yes"], return_tensors="pt")
+        logits = model(**batch).logits[0, -len(yes)]  # what the token after the space is told by
+        assert odds[row].item() == pytest.approx((logits[yes[1]] - logits[no[1]]).item(), abs=1e-3)
+
+
+def test_yes_and_no_that_are_the_same_tokens(untrained, processor, images, monkeypatch):
+    monkeypatch.setattr(generate, "_completion", lambda *texts: [5, 3])
+    with pytest.raises(ValueError, match="the same tokens for Yes and for No"):
+        generate.yes_no_answers(untrained, processor, images, QUESTIONS)
 
 
 def test_unequal_lengths_are_refused(untrained, processor, images):

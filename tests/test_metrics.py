@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from helpers.metrics import (
+    f1,
     interval,
     margins,
     object_hallucination,
-    paired,
+    opinion,
     parse_yes_no,
     plurals,
     preference_accuracy,
+    probe_rows,
     ratio,
     yes_no,
 )
@@ -72,8 +74,23 @@ def test_plurals():
     assert list(plurals(words)) == [
         *("dogs", "buses", "dishes", "berries", "keys", "dining tables", "snow men", "knives")
     ]
-    result = judge("Two dogs at dining tables", {"dog"}, plurals(VOCABULARY))
-    assert result.per_caption[0].mentioned == ("dog", "dining table")
+    assert judge("Two dogs at dining tables", {"dog"}).per_caption[0].mentioned == (
+        *("dog", "dining table"),
+    )
+    result = judge("Puppies, persons", {"dog"}, {"puppy": "dog", "person": "cat"})
+    assert result.per_caption[0].mentioned == ("dog", "cat")
+
+
+def test_a_hyphen_joins():
+    found = judge("A dog-friendly cat-o-nine-tails, a lap-dog and a dining-table", set())
+    assert found.per_caption[0].mentioned == ("dining table",)
+
+
+def test_an_ignored_phrase_names_nothing_but_its_words_still_do():
+    found = object_hallucination(["A hot dog and a dog"], [{"dog"}], ["dog"], ignore=["hot dog"])
+    assert found.mentions == 1
+    found = object_hallucination(["One dog, two dogs"], [{"dog"}], ["dog"], ignore=["dog"])
+    assert (found.mentions, found.cover) == (1, 1.0)  # the spelling is ignored, not the object
 
 
 def test_silence_covers_nothing_and_has_no_chair_i():
@@ -147,10 +164,45 @@ def test_bad_captions_are_refused(arguments, message):
         ("Nothing of note, knots", "yes"),  # no word of its own
         ("NO", "yes"),  # as the public code has it
         ("", "yes"),
+        ("No! None", "yes"),
+        ("It's not, sorry", "no"),
+        ("not\nthere", "yes"),
     ],
 )
 def test_answers_are_read_as_pope_reads_them(answer, meaning):
     assert parse_yes_no(answer) == meaning
+
+
+@pytest.mark.parametrize(
+    "answer, meaning",
+    [
+        *[("NO", "no"), ("No!", "no"), ("There isn't one", "no"), ("I cannot see it", "no")],
+        *[("yes\nno", "yes"), ("Yes. But no cat.", "yes"), ("A dog.", None), ("", None)],
+        ("Noah knows", None),
+    ],
+)
+def test_an_opinion_is_what_is_said_first(answer, meaning):
+    assert opinion(answer) == meaning
+
+
+def test_answers_taken_for_their_contrary_are_counted():
+    result = yes_no(["NO", "No.", "yes", "A dog", "Yes, no other"], ["no"] * 5)
+    assert (result.disputed, result.yes_ratio) == (2, 3 / 5)
+
+
+def test_an_answer_that_is_neither_is_wrong_whatever_the_label():
+    result = yes_no(["a", "b"], ["yes", "no"], parse=lambda answer: None)
+    assert (result.accuracy, result.yes_ratio, result.claimed, result.actual) == (0, 0, 0, 1)
+
+
+def test_rows_give_the_figures_and_their_intervals():
+    rng = np.random.default_rng(0)
+    answers, labels = (list(rng.choice(["yes", "no"], 200, p=(0.6, 0.4))) for _ in range(2))
+    result, rows = yes_no(answers, labels), probe_rows(answers, labels)
+    assert rows.sum(0).tolist() == [result.right, result.hits, result.claimed, result.actual]
+    assert f1(rows) == result.f1
+    low, high = interval(rows, f1, resamples=200)
+    assert low < result.f1 < high
 
 
 def test_yes_no_by_hand():
@@ -208,67 +260,3 @@ def test_without_a_reference_the_margin_is_the_models_own():
 def test_margins_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match=r"\[2, 2, 2, 3\]"):
         margins(*np.zeros((3, 2)), np.zeros(3))
-
-
-# --- intervals -----------------------------------------------------------------------------
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    caught = 0
-    for _ in range(100):
-        low, high = interval(rng.normal(3.0, 1.0, 60), resamples=300)
-        caught += low < 3.0 < high
-    assert 86 <= caught <= 99
-
-
-def test_the_interval_of_a_mean_is_the_normal_one():
-    values = np.random.default_rng(0).normal(size=1600)
-    error = values.std() / 40
-    expected = (values.mean() - 1.96 * error, values.mean() + 1.96 * error)
-    assert interval(values) == pytest.approx(expected, abs=0.2 * error)
-
-
-def test_the_interval_narrows_with_data_and_with_a_lower_level():
-    values = np.random.default_rng(0).normal(size=1600)
-    few, many, half = interval(values[:100]), interval(values), interval(values, level=0.5)
-    assert few[1] - few[0] > 2.5 * (many[1] - many[0]) > 5 * (half[1] - half[0])
-    assert interval(values) == many  # seeded
-    assert interval([0.25] * 5) == (0.25, 0.25)
-
-
-def test_identical_models_differ_by_nothing():
-    values = np.random.default_rng(0).normal(size=50)
-    result = paired(values, values)
-    assert (result.difference, result.low, result.high, result.p) == (0.0, 0.0, 0.0, 1.0)
-    assert (result.n, result.higher, result.lower) == (50, 0, 0)
-
-
-def test_paired_sees_a_shift_that_the_spread_hides():
-    rng = np.random.default_rng(0)
-    base = rng.normal(0, 10, 60)
-    tuned = base + rng.normal(0.5, 0.5, 60)
-    result = paired(base, tuned)
-    assert 0.3 < result.low < result.difference < result.high < 0.7
-    assert result.p < 0.01 and result.higher > result.lower
-    assert paired(tuned, base).difference == -result.difference
-
-
-def test_the_p_value_is_mcnemars_for_yes_and_no():
-    base, tuned = [0] * 6 + [1] * 10, [1] * 5 + [0] + [1] * 9 + [0]  # 5 up, 1 down
-    exact = 2 * (1 + 6) / 2**6  # both tails of a fair coin: 5 or more of 6
-    assert paired(base, tuned, resamples=20000).p == pytest.approx(exact, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: interval([]), "values is empty"),
-        (lambda: interval([1.0, math.nan]), r"values\[1\] is not a finite number"),
-        (lambda: interval([1.0], level=95), "level is 95"),
-        (lambda: paired([1, 2], [1]), "a and b .* 2 and 1"),
-    ],
-)
-def test_bad_samples_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

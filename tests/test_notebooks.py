@@ -6,8 +6,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell
 
+from helpers.hub.pope import NAME as POPE
 from helpers.tracks import TRACKS
 from tests.standin import CARD, rlaifv_shards, smolvlm
+from tests.test_hub_pope import pope_files
 from tools.build_notebooks import (
     LESSONS,
     NOTEBOOKS,
@@ -120,6 +122,7 @@ def run(lesson, track, tmp_path, **changes):
     notebook = build(lesson)
     cell = next(cell for cell in notebook.cells if "parameters" in tags(cell))
     values = {"TRACK": track, "QUICK": True, "OUT": str(tmp_path / "out"), **changes}
+    values["KEPT"] = str(tmp_path / "kept")
     known = assigned_names(cell.source, lesson.name)
     elsewhere = f"import helpers.hub.streaming as s; s.FOLDER = {str(tmp_path / 'data')!r}"
     notebook.cells.insert(3, new_code_cell(elsewhere))  # after the setup cell
@@ -134,15 +137,16 @@ def test_runs_in_small(lesson, tmp_path):
 @pytest.fixture(scope="session")
 def downloads(tmp_path_factory):
     """What the GPU tracks fetch, in small: a checkpoint with SmolVLM's tiles, and pairs."""
-    return smolvlm(tmp_path_factory.mktemp("smolvlm"), tile=512), rlaifv_shards(300)
+    return smolvlm(tmp_path_factory.mktemp("smolvlm"), tile=512), rlaifv_shards(300), pope_files(8)
 
 
 @pytest.mark.parametrize("track", ["t4", "ampere"])
 def test_runs_on_the_gpu_tracks_without_a_gpu(lesson, track, downloads, hub, tmp_path):
     """Every line that a learner's GPU would run, on the CPU: a tiny model, a hub on loopback."""
-    model, pairs = downloads
+    model, pairs, pope = downloads
     hub.add("models", "tiny/smolvlm", model)
     hub.add("datasets", TRACKS[track].dataset, {"README.md": CARD, **pairs})
+    hub.add("datasets", POPE, pope)
     run(lesson, track, tmp_path, MODEL="tiny/smolvlm", PUSH_TO="me/tuned")
     if "PUSH_TO" in lesson.read_text(encoding="utf-8"):
         pushed = hub.files("models", "me/tuned")

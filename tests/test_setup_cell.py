@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,10 @@ import pytest
 from nbformat.v4 import new_code_cell
 from packaging.requirements import Requirement
 
+import helpers.machine
+import helpers.tracks
 from helpers import runtime
+from helpers.machine import Machine
 from tools import build_notebooks
 from tools.build_notebooks import (
     BADGE_ADDRESS,
@@ -289,6 +293,14 @@ def test_without_the_course_it_says_how_to_get_it(machine, monkeypatch, options)
     assert not [path for path in machine.content.iterdir() if path.is_dir()]
 
 
+def test_a_clone_that_was_killed_is_named(machine, monkeypatch):
+    half = machine.content / course_settings()["folder"]
+    (half / ".git").mkdir(parents=True)
+    (half / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    with pytest.raises(papermill.PapermillExecutionError, match=f"Remove a broken .*{half.name}"):
+        machine.open_notebook(monkeypatch, ("--ext=google.colab",))
+
+
 def test_a_repository_that_asks_for_a_password_does_not_hang(machine, monkeypatch):
     seen = []
 
@@ -359,6 +371,22 @@ def test_a_package_that_wants_another_torch_is_refused(machine):
     run = machine.make_ready()
     assert run.returncode and f"constraint) torch=={SHIPPED['torch']}" in run.stderr
     assert machine.versions() == SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("machine_here", "said"),
+    [
+        (Machine("cpu", "CPU", None, 12.7), "No GPU here, so"),
+        (Machine("cuda", "Tesla P100", (6, 0), 16.0), "Tesla P100, .* is too old or too small, so"),
+        (Machine("cuda", "Tesla T4", (7, 5), 14.6), "^$"),
+    ],
+    ids=["none", "P100", "T4"],
+)
+def test_a_gpu_that_no_track_can_use_is_named(monkeypatch, capsys, machine_here, said):
+    monkeypatch.setattr(helpers.machine, "this_machine", lambda: machine_here)
+    monkeypatch.setattr(helpers.tracks, "this_machine", lambda: machine_here)
+    runtime.tell_without_gpu(runtime.KAGGLE)
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_one_gpu_is_used_unless_somebody_chose(monkeypatch):

@@ -61,9 +61,9 @@ root = next((p for p in places if (p / "helpers" / "runtime.py").exists()), None
 if root is None and ("google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ):
     root = places[1]
     !GIT_TERMINAL_PROMPT=0 git clone --quiet --depth 1 --branch {branch} {{url}} "{{root}}"
-if root is None or not root.exists():
-    raise FileNotFoundError(f"The course is not here. Fetch it: git clone {{url}}. On Kaggle, "
-                            "Settings > Turn on internet. Then run this cell again.")
+if root is None or not (root / "helpers" / "runtime.py").exists():
+    raise FileNotFoundError(f"The course is not here. Fetch it: git clone {{url}}. Remove a broken "
+                            f"{{places[1]}} first. On Kaggle, Settings > Turn on internet.")
 sys.path.insert(0, str(root))
 from helpers.runtime import make_ready
 

@@ -1,0 +1,216 @@
+"""The benchmarks' own files: read as they are, refused by file and row, scored by a tool."""
+
+import json
+
+import pytest
+
+from helpers.hallucination import amber, files, pope
+from tools import score
+
+LABELS = [
+    {"question_id": i, "image": f"{i // 3}.jpg", "text": f"Is there a {noun}?", "label": label}
+    for i, (noun, label) in enumerate([("dog", "yes"), ("cat", "no"), ("cup", "yes")] * 2, 1)
+]
+ANSWERS = [
+    {"question": row["text"], "answer": answer}
+    for row, answer in zip(LABELS, ["Yes.", "No", "yes", "No!", "yes", "no"], strict=True)
+]
+ANNOTATIONS = [
+    {"id": 1, "type": "generative", "truth": ["dog", "sky"], "hallu": ["cat"]},
+    {"id": 2, "type": "generative", "truth": ["sky"], "hallu": ["cat"]},
+    {"id": 3, "type": "discriminative-hallucination", "truth": "no"},
+    {"id": 4, "type": "discriminative-attribute-state", "truth": "yes"},
+    {"id": 5, "type": "relation", "truth": "no"},
+    {"id": 6, "type": "discriminative-attribute-action", "truth": "no"},
+]
+RESPONSES = [
+    {"id": 1, "response": "A dog and a cat."},
+    {"id": 2, "response": ""},
+    *({"id": i, "response": "No"} for i in (3, 4, 5, 6)),
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, rows):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def data(write):
+    """A folder like AMBER's data."""
+    write("data/relation.json", json.dumps({"dog": ["puppy"], "cat": [], "sky": []}))
+    write("data/safe_words.txt", "shoe\nline\n")
+    return write("data/annotations.json", json.dumps(ANNOTATIONS)).parent
+
+
+def changed(rows, row, **fields):
+    return [{**r, **fields} if i == row else r for i, r in enumerate(rows)]
+
+
+# --- POPE ----------------------------------------------------------------------------------
+
+
+def test_pope_files_are_read_in_order_or_by_id(write):
+    labels = pope.read_labels(write("labels.json", LABELS))
+    assert [label.label for label in labels] == ["yes", "no", "yes"] * 2
+    expected = [row["answer"] for row in ANSWERS]
+    assert pope.read_answers(write("a.jsonl", ANSWERS), labels) == expected
+    assert pope.read_answers(write("a.json", json.dumps(ANSWERS)), labels) == expected  # a list
+    by_id = [
+        {"question_id": label["question_id"], "answer": answer}
+        for label, answer in zip(LABELS, expected, strict=True)
+    ]
+    assert pope.read_answers(write("i.jsonl", by_id[::-1]), labels) == expected
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (changed(LABELS, 1, label="maybe"), "labels.json, line 2: the label is 'maybe'"),
+        (changed(LABELS, 1, question_id=1), "line 2: question_id 1 is there already, at .*line 1"),
+        (changed(LABELS, 2, question_id="3"), "line 3: 'question_id' is '3', not a whole number"),
+        (changed(LABELS, 2, question_id=True), "line 3: 'question_id' is True"),
+        ([{"question_id": 1, "text": "?"}], "line 1 has no 'image': it has question_id, text"),
+        ("", "labels.json holds no rows"),
+        ('{"question_id": 1,\n', "labels.json, line 1 is not JSON: .*column"),
+        ("[1, 2]", "labels.json, entry 1: 1 is not a JSON object"),
+        ("[1, 2", "labels.json is not JSON"),
+    ],
+)
+def test_bad_label_files_are_refused_by_row(write, rows, message):
+    with pytest.raises(ValueError, match=message):
+        pope.read_labels(write("labels.json", rows))
+
+
+IDS = [{"question_id": i, "answer": "yes"} for i in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (ANSWERS[:4], "a.jsonl has 4 answers to 6 questions"),
+        (changed(ANSWERS, 3, answer=" "), "a.jsonl, line 4: the answer is empty"),
+        (changed(ANSWERS, 3, answer=None), "line 4: 'answer' is None, not a text"),
+        ([{"question": "?", "text": "yes"}] * 6, "line 1 has no 'answer': it has question, text"),
+        ([ANSWERS[1], ANSWERS[0], *ANSWERS[2:]], "line 1 answers .*cat.* but .*dog"),
+        (changed(IDS, 1, question_id=1), "line 2: question_id 1 is there already"),
+        (changed(IDS, 1, question_id=9), "line 2: there is no question with question_id 9"),
+        (IDS[:4], r"no answer to question_id 5 \(2 missing\)"),
+    ],
+)
+def test_bad_answer_files_are_refused_by_row(write, rows, message):
+    labels = pope.read_labels(write("labels.json", LABELS))
+    with pytest.raises(ValueError, match=message):
+        pope.read_answers(write("a.jsonl", rows), labels)
+
+
+def test_questions_in_other_words_are_taken_by_order(write):
+    labels = pope.read_labels(write("labels.json", LABELS))
+    rows = [{**row, "question": row["question"] + " Answer yes or no."} for row in ANSWERS]
+    assert len(pope.read_answers(write("a.jsonl", rows), labels)) == 6
+
+
+# --- AMBER ---------------------------------------------------------------------------------
+
+
+def test_amber_files_are_read_whole_or_by_part(write, data):
+    benchmark = amber.load(data)
+    everything = amber.read_responses(write("r.json", json.dumps(RESPONSES)), benchmark)
+    assert everything[2] == "" and len(everything) == 6
+    part = amber.read_responses(write("r.json", json.dumps(RESPONSES[:2])), benchmark)
+    assert set(part) == {1, 2}
+    chosen = amber.read_responses(write("r.json", json.dumps(RESPONSES[:1])), benchmark, ids=[1])
+    assert set(chosen) == {1}
+    assert list(amber.groups(everything, benchmark)) == [
+        *("all", "existence", "attribute", "state", "action", "relation"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (RESPONSES[:1], r"no response with id 2 \(1 missing\)"),
+        (RESPONSES[:4], "no response with id 6"),  # one attribute answered, the other not
+        (changed(RESPONSES, 4, id=3), "r.json, entry 5: id 3 is there already, at r.json, entry 3"),
+        (changed(RESPONSES, 4, id=99), "entry 5: AMBER has no id 99"),
+        (changed(RESPONSES, 4, id="5"), "entry 5: 'id' is '5', not a whole number"),
+        (changed(RESPONSES, 3, response=""), "entry 4: the answer to question 4 is empty"),
+        ([{"id": 1, "answer": "x"}], "entry 1 has no 'response': it has id, answer"),
+    ],
+)
+def test_bad_responses_are_refused_by_entry(write, data, rows, message):
+    benchmark = amber.load(data)
+    with pytest.raises(ValueError, match=message):
+        amber.read_responses(write("r.json", json.dumps(rows)), benchmark)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            "annotations.json",
+            json.dumps(changed(ANNOTATIONS, 0, type="x")),
+            "entry 1: unknown type",
+        ),
+        ("annotations.json", json.dumps(changed(ANNOTATIONS, 2, truth="No")), "entry 3: the truth"),
+        ("annotations.json", json.dumps(changed(ANNOTATIONS, 0, hallu=["owl"])), "1: 'owl' is not"),
+        ("annotations.json", json.dumps(ANNOTATIONS[:1] * 2), "entry 2: id 1 is there already"),
+        ("relation.json", "{", "relation.json is not JSON"),
+    ],
+)
+def test_a_damaged_benchmark_is_refused_by_entry(write, data, name, content, message):
+    write(f"data/{name}", content)
+    with pytest.raises(ValueError, match=message):
+        amber.load(data)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ValueError, match="there is no file .*none.json"):
+        files.rows(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="is not a text file"):
+        files.rows(tmp_path)
+    (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is not a text file in UTF-8"):
+        files.rows(tmp_path / "b")
+
+
+# --- the tool ------------------------------------------------------------------------------
+
+
+def test_the_tool_scores_pope(write, capsys):
+    score.main(["pope", str(write("a.jsonl", ANSWERS)), str(write("labels.json", LABELS))])
+    printed = capsys.readouterr().out
+    assert "POPE: n = 3 pictures, 6 questions" in printed
+    assert "accuracy    66.7  [" in printed and "1 answers taken for the contrary" in printed
+    assert "evaluate.py prints it: Accuracy 0.6666666666666666, Precision 0.75" in printed
+
+
+def test_the_tool_scores_amber(write, data, capsys):
+    responses = write("r.json", json.dumps(RESPONSES))
+    score.main(["amber", str(responses), str(data)])
+    printed = capsys.readouterr().out
+    assert "descriptions: n = 2 pictures, 2 mentions" in printed
+    assert "CHAIR       50.0" in printed and "Cover       33.3" in printed
+    assert "AMBER, all: n = 4 pictures, 4 questions" in printed
+    assert "AMBER score 67.9" in printed  # (100 - 50 + 85.7) / 2
+
+
+def test_questions_about_one_picture_are_one_unit(write, data, capsys):
+    (data / "query").mkdir()
+    rows = [{"id": i, "image": f"AMBER_{i // 4}.jpg", "query": "?"} for i in range(1, 7)]
+    write("data/query/query_all.json", json.dumps(rows))
+    score.main(["amber", str(write("r.json", json.dumps(RESPONSES))), str(data)])
+    assert "AMBER, all: n = 2 pictures, 4 questions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["pope", "a.jsonl", "b"], ["amber", "a.json", "b"]])
+def test_the_tool_says_what_is_wrong_in_a_sentence(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="^error: there is no file b"):
+        score.main(command)
