@@ -165,7 +165,8 @@ def _check_reference(trainer, pairs):
     if abs(measured["margin"]) > TOLERANCE:
         raise SetupError(
             f"the margin before the first step is {measured['margin']:.4f}, not 0: the reference "
-            "is not the model that training starts from; with an adapter pass ref_model=None"
+            "is not the model that training starts from; pass ref_model=None, and load earlier "
+            "weights before the trainer is built"
         )
     if trainer.loss_types == ["sigmoid"] and abs(measured["loss"] - math.log(2)) > TOLERANCE:
         raise SetupError(f"the first loss is {measured['loss']:.4f}, not ln 2 = 0.6931")

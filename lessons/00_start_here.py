@@ -29,7 +29,8 @@ from helpers.preflight import report
 print(report(TRACK))
 
 # %% [markdown]
-# If you ask someone for help, paste that report. User names, tokens and the path of your home folder
+# (The notebook was built with `TRACK = "pocket"`, hence "as asked".) If you ask someone for help,
+# paste that report. User names, tokens and the path of your home folder
 # are left out. The line of the pocket model is a real answer: the course's own model looked at a
 # small picture and said what it sees.
 #
@@ -64,7 +65,7 @@ print(f"Weights in {track.dtype} on {track.device}, autocast: {track.autocast or
 # weights, in about a minute, on the files that came with the course. The GPU tracks take SmolVLM
 # and the public RLAIF-V preference data from the Hugging Face Hub. All their code is run in the
 # course's tests, on a CPU, with a tiny model in place of SmolVLM. They have not been run on a GPU
-# yet; every number printed in this course is from the pocket track.
+# yet; every result of training in this course is from the pocket track.
 #
 # Start on pocket even if you own a GPU. You can change any line and see the effect before your
 # attention drifts.

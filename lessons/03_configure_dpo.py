@@ -42,6 +42,9 @@ from helpers.trainer import SetupError, check_setup, dpo_config
 
 track = choose(TRACK, model=MODEL)
 PAIRS, STEPS = (4, 3) if QUICK else (PAIRS, 12)
+PAIRS = min(
+    PAIRS, track.batch_size
+)  # below, a loop in float32 keeps everything: two pairs on a GPU
 print(f"track {track.name}: {track.machine}")
 
 # %% [markdown]
@@ -88,7 +91,8 @@ plt.show()
 # Where a curve is flat, a pair no longer pulls. The gradient of the loss is beta times a weight,
 # sigma(-margin): one half at the start, near zero once the pair is well separated.
 #
-# And suppose that of ten annotators one disagrees with each pair. Where is the mean loss smallest?
+# Now let one annotator in ten disagree with each pair. The mean loss is smallest where nine weak pulls
+# equal one strong one, at sigma(margin) = 0.9. How many nats is that, for a high and for a low beta?
 
 # %%
 nats = np.linspace(-10, 60, 701)
@@ -106,7 +110,7 @@ plt.show()
 
 # %% [markdown]
 # > **Can you spot it?** A well-known chapter says that a higher beta lets the model move further from
-# > the reference. Both of your columns say the opposite: with a higher beta a pair stops pulling after
+# > the reference. Both printed columns say the opposite: with a higher beta a pair stops pulling after
 # > fewer nats. **Higher beta, closer to the reference.**
 
 # %% [markdown]
@@ -289,8 +293,8 @@ print(f"the margin grew in {(chosen_change > rejected_change).mean():.0%}")
 
 # %% [markdown]
 # Look for the exceptions. DPO never asks that the chosen answer goes up; it asks that the
-# *difference* grows. So a falling chosen reward is no fault by itself, though "is it broken?" is among
-# the most asked questions about DPO. Watch the margin first.
+# *difference* grows, on average over the batch and not in every pair. So a falling chosen reward is
+# no fault by itself. Watch the margin first.
 #
 # ### The learning rate
 #
@@ -316,8 +320,8 @@ plt.show()
 # %% [markdown]
 # At 1e-6 the adapter has hardly left zero. The RLAIF-V authors took 5e-7 for all weights and 1e-5
 # for LoRA. The pocket track takes 8e-5: its whole run is 41 steps. Ten times more
-# climbs fast on these pairs, which is no proof of better answers: lesson 05 measures those. The loss
-# mattered far less. Tune the learning rate before you shop for a loss.
+# climbs fast on these pairs, which is no proof of better answers: lesson 05 measures those. The dashed
+# hinge lies on the green line, as it must while margins are small; about longer runs it says nothing.
 #
 # ## DPOConfig, setting by setting
 #
@@ -361,8 +365,9 @@ for limit in (10, prompt_length, None):
 
 # %% [markdown]
 # A cut picture is loud. A cut answer is silent: no token is left, an empty sum is zero on both
-# sides, and the loss would sit at ln 2 for ever. So `max_length` is None in this course, and its
-# check names the pair:
+# sides, and the loss would sit at ln 2 for ever. (The uncut loss is below it because the adapter
+# still holds the last trial's steps.) So `max_length` is None in this course, and its check names the
+# pair:
 
 # %%
 first_loss(prompt_length)
@@ -400,7 +405,7 @@ attempt(lambda: dpo_config(track, "runs/03"))  # the mend: what this machine can
 # %% [markdown]
 # Without a GPU the first two are refused, and leaving `bf16` out does not help: it is TRL's default
 # unless `fp16` is set. On an L4 or an A100 all three work. A T4 is the trap: it passes as well,
-# because torch counts *emulated* bf16, and then training crawls (from the source, not measured here).
+# because torch counts *emulated* bf16. How slow that is we have not measured.
 #
 # So the course never asks `torch.cuda.is_bf16_supported()`. It asks the compute capability:
 
@@ -541,7 +546,7 @@ print(f"your track, 640 x 640: {budget.image_tokens(processor, 640, 640)} image 
 # %% [markdown]
 # A square picture is 17 tiles, over the default `max_length` before the first word, and even a small
 # picture is enlarged. The t4 track sets the longest edge to 512 pixels: one tile, and a photograph
-# of 640 pixels is not enlarged. You trade detail for speed and memory.
+# of 640 pixels is shrunk. You trade detail for speed and memory.
 #
 # ### Memory, before you run
 #
@@ -577,10 +582,11 @@ plt.show()
 
 # %% [markdown]
 # The reference vanishes: with an adapter it is the same base with the adapter off. A well-known post
-# counts a second 16 GB for it in its LoRA line, for a model that its code does not load. For so small
-# a model, 4 bits save little: what is left is activations.
+# counts a second 16 GB for it in its LoRA line, for a model that its code does not load
+# ([dpo_vlm](https://huggingface.co/blog/dpo_vlm)). 4 bits save a third here, though both fit easily.
+# The T4 needs more than bf16 LoRA because its weights stay in float32.
 #
-# What does not fit, and what helps? The arithmetic answers before you wait for an error.
+# What does not fit, and what helps? By arithmetic only; no GPU has confirmed these yet.
 
 # %%
 for size, change in (("256M", {}), ("256M", {"tiles": 17, "pairs": 16}), ("2.2B", {"pairs": 8})):

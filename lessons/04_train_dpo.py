@@ -8,8 +8,8 @@
 # | pocket | about 1 minute on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
-# **You need** the loss and the settings of lesson 03. **You will have** an adapter of a few hundred
-# kilobytes that changes what the model says, a training curve that you can read, and a run that
+# **You need** the loss and the settings of lesson 03. **You will have** an adapter (0.3 MB on
+# pocket; about 20 MB on t4, by its shapes) that changes what the model says, a training curve that you can read, and a run that
 # survives a lost connection.
 
 # %% tags=["parameters"]
@@ -20,6 +20,10 @@ SEED = 0
 OUT = "runs/04"  # checkpoints and the adapter; on Colab: "/content/drive/MyDrive/vlm-dpo"
 
 # %% [markdown]
+# On Colab, decide **now** where the checkpoints go: the machine's own disk is gone when the session
+# ends. Run `from google.colab import drive; drive.mount("/content/drive")` in a cell of its own and
+# set `OUT` to a folder there. (This was not run on Colab.)
+#
 # The usual imports. What is new here comes from `helpers.trainer`, a few lines around TRL's own
 # `DPOTrainer`, and from `helpers.checkpoints`, which keeps a run through a lost connection.
 
@@ -51,7 +55,8 @@ model, processor = load_policy(track)
 step = track.batch_size * track.accumulate  # pairs that one step sees
 raw = load_raw(track, "train", 4 * step if QUICK else None)
 pairs = require_sound(to_conversational(raw))
-print(f"{model.num_parameters():,} weights, {len(pairs):,} pairs")
+weights = model.num_parameters()
+print(f"{weights:,} weights, {len(pairs):,} pairs")
 
 # %% [markdown]
 # Look at two of them before anything else. In the first pairs you read, what is usually wrong with
@@ -90,9 +95,10 @@ for name, value in measured.items():
 # counts only margins strictly above 0. `image_effect` is how far the log-probs move when the
 # pictures are painted grey: the model does look.
 #
-# Those numbers cost a second and stop the most expensive mistakes. Here are three, made on
-# purpose. Each of them would train to the end without an error, and learn nothing or the wrong
-# thing.
+# (`image_effect` is a mean over all words that could have been said, not over the answer's.)
+#
+# Those numbers cost a second and stop the most expensive mistakes. Here are three, made on purpose.
+# None of them raises an error by itself.
 
 
 # %%
@@ -118,9 +124,9 @@ cut = {"max_length": limit}
 stopped("answers cut off", lambda: dpo_trainer(fresh, processor, rows, track, folder, **cut))
 
 # %% [markdown]
-# Second, a reference that is another model. It happens when you go on with an adapter from an earlier
-# training: with the adapter off, the model is not the one that this training starts from. We fill
-# the new adapter with small numbers, as an earlier training would.
+# Second, a reference that is another model. It happens when weights are put into the new adapter
+# after the trainer is built: with the adapter off, the model is not the one that training starts
+# from. We fill the adapter with small numbers, as weights of an earlier training would.
 
 
 # %%
@@ -137,7 +143,7 @@ stopped("wrong reference", with_used_adapter)
 
 # %% [markdown]
 # Third, a model that is blind: a hook makes its connector give nothing, so every picture looks the
-# same. Text alone can still bring the loss down, and the curve would look healthy.
+# same. Text alone can still bring the loss down.
 
 # %%
 blind = load_policy(track)[0]
@@ -162,7 +168,7 @@ print(f"{trainer.state.global_step} steps in {result.metrics['train_runtime']:.0
 # take a falling chosen reward for a fault; it is allowed, as long as the rejected one falls faster.
 
 # %%
-logged = [row for row in trainer.state.log_history if "rewards/chosen" in row]
+logged = [row for row in trainer.state.log_history if "loss" in row]  # means over 4 steps
 for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
     print(f"{name:20} {logged[0][name]:7.3f} at first, {logged[-1][name]:7.3f} at last")
 
@@ -221,7 +227,7 @@ except checkpoints.CheckpointError as sentence:
 # %% [markdown]
 # Now a *new* trainer with the old settings, as after a restart. There is nothing special to call:
 # `train` finds what the interrupted run left in its folder. You can kill the kernel in the long run
-# above, at any step, and run the notebook again.
+# above and run the notebook again: it goes on from its last checkpoint, one every ten steps.
 
 # %%
 resumed = start("interrupted")
@@ -233,14 +239,14 @@ assert apart == 0 if track.device == "cpu" else apart < 1e-2
 
 # %% [markdown]
 # Equal to the last digit on a CPU. On a GPU, sums may run in another order and the last digits
-# differ; the curve must not.
-#
-# It also looks before the first step whether the folder can be written, has room for the
+# differ; the curve must not. Each of these runs holds a whole model, so let go of them.
+
+# %%
+fresh = blind = straight = interrupted = resumed = None
+
+# %% [markdown]
+# `train` also looks before the first step whether the folder can be written, has room for the
 # checkpoints, and, if it is on Drive, whether Drive is mounted. A full disk at step 300 is too late.
-#
-# On Colab the machine's own disk is gone when the session ends. Set `OUT` in the parameters to a
-# folder on Drive, and run this before the training: `from google.colab import drive;
-# drive.mount("/content/drive")`. (This was not run on Colab.)
 
 # %% [markdown]
 # ## Save and load the adapter
@@ -251,7 +257,7 @@ assert apart == 0 if track.device == "cpu" else apart < 1e-2
 # %%
 adapter = folder / checkpoints.ADAPTER
 size = {p.name: p.stat().st_size for p in adapter.glob("adapter_model*")}
-print(size, f"= {sum(size.values()) / (4 * model.num_parameters()):.0%} of the model's bytes")
+print(size, f"= {sum(size.values()) / (4 * weights):.0%} of the model's bytes in float32")
 
 # %% [markdown]
 # Loading is base plus adapter. The test of a good save is not that it loads but that it *scores the
@@ -288,7 +294,7 @@ if track.name == "pocket":
     images = [world.draw(scene) for scene in scenes]
     questions = [world.DESCRIBE] * len(scenes)
 else:
-    held_out = load_raw(track, "test", 16)
+    SIDES, held_out = ("chosen", "rejected"), load_raw(track, "test", 16)
     images, questions = held_out["image"], held_out["question"]
 
 # %%
@@ -323,7 +329,12 @@ if track.name == "pocket":
         f" ({len(scenes)} scenes, one seed)"
     )
 else:
-    print(f"reward accuracy on the last logged step: {logged[-1]['rewards/accuracies']:.2f}")
+    columns = held_out["image"], held_out["question"]
+    with trained.disable_adapter():
+        start = [answer_logps(trained, processor, *columns, held_out[c]) for c in SIDES]
+    now = [answer_logps(trained, processor, *columns, held_out[c]) for c in SIDES]
+    gain = (now[0] - start[0]) - (now[1] - start[1])
+    print(f"the margin grew on {(gain > 0).float().mean():.0%} of {len(gain)} held-out pairs")
 
 # %% [markdown]
 # ## Recap

@@ -125,6 +125,54 @@ def test_a_folder_holds_what_would_be_pushed(parts, tmp_path, monkeypatch):
     assert [path.name for path in (folder / "data").iterdir()] == ["train-00000-of-00001.parquet"]
 
 
+def test_a_shorter_push_leaves_no_shard_of_a_longer_one(hub, parts, monkeypatch):
+    card = dataset_card("me/pairs", DATA, "by image")
+    monkeypatch.setattr("helpers.hub.publish.SHARD", 20_000)
+    push_pairs(parts, "me/pairs", card)
+    assert len(hub.files("datasets", "me/pairs")) > 5
+    monkeypatch.setattr("helpers.hub.publish.SHARD", 10**9)
+    push_pairs({"train": parts["test"]}, "me/pairs", card)
+    assert images(load_dataset("me/pairs", split="train")) == images(parts["test"])
+
+
+@pytest.mark.parametrize("theirs", ("data/sales.parquet", "README.md"))
+def test_what_others_wrote_is_never_replaced(hub, parts, tmp_path, theirs):
+    out, card = tmp_path / "out", dataset_card("me/pairs", DATA, "by image")
+    (out / "data").mkdir(parents=True)
+    (out / theirs).write_text("---\nlicense: mit\ntags:\n- trl\n---\nprecious")
+    with pytest.raises(PublishError, match="choose another folder"):
+        write_pairs(parts, out, card)
+    with pytest.raises(PublishError, match="choose another folder"):
+        push_pairs(out, "me/pairs", card)
+    assert [p for p in out.rglob("*") if p.is_file()] == [out / theirs]
+    assert "precious" in (out / theirs).read_text()
+
+
+def test_a_full_disk_leaves_the_earlier_pairs(parts, tmp_path, monkeypatch):
+    folder = write_pairs(parts, tmp_path / "out", dataset_card("me/pairs", DATA, "by image"))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    write = Dataset.to_parquet
+
+    def full(self, path, **options):
+        if path.name.startswith("test-"):
+            raise OSError(28, "No space left on device")
+        write(self, path, **options)
+
+    monkeypatch.setattr(Dataset, "to_parquet", full)
+    with pytest.raises(PublishError, match="No space left.*make room"):
+        write_pairs({"train": parts["test"], "test": parts["train"]}, folder)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("data", (None, b"bytes too"))
+def test_no_path_of_this_machine_is_written(tmp_path, data):
+    image = {"bytes": data, "path": "/home/me/secret.png"}
+    pairs = Dataset.from_list([{"images": []}, {"images": [image]}])
+    with pytest.raises(PublishError, match="row 1 of train names an image file") as caught:
+        write_pairs({"train": pairs}, tmp_path / "out")
+    assert "secret" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
 def test_what_else_lies_in_the_folder_stays_there(hub, parts, tmp_path):
     folder = write_pairs(parts, tmp_path / "out")
     for stray in ("notes.txt", "data/secret.csv", "model.pt"):
@@ -235,6 +283,7 @@ def test_a_wrong_name_is_shown(hub, name):
     ("part", "status", "sentence"),
     (("repos/create", 401, "does not know your token"), ("repos/create", 403, "may not write to"),
      ("commit", 403, "may not write to"), ("commit", 503, "broke while pushing me/tuned"),
+     ("commit", 413, "this size"), ("commit", 429, "too many requests"),
      ("validate-yaml", 400, "refuses me/tuned")),
 )  # fmt: skip
 def test_each_refusal_is_one_sentence_without_the_token(hub, part, status, sentence):
@@ -242,6 +291,15 @@ def test_each_refusal_is_one_sentence_without_the_token(hub, part, status, sente
     with pytest.raises(PublishError, match=sentence) as caught:
         push_something()
     assert "\n" not in str(caught.value) and os.environ["HF_TOKEN"] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"), ((500, "broke"), (403, "may not write"), ("cut", "broke"))
+)
+def test_a_failed_upload_is_one_sentence(hub, how, sentence):
+    hub.fail("/upload/", how, times=99, method="PUT")
+    with pytest.raises(PublishError, match=sentence):
+        push_something()
 
 
 def test_a_licence_that_the_hub_does_not_know_is_refused_before_the_commit(hub):
@@ -307,11 +365,20 @@ def test_the_tool_takes_a_local_folder(tmp_path):
     assert "license: unknown" in card
 
 
+@pytest.mark.parametrize("dataset", (".", "data"))
+def test_the_tool_does_not_write_over_what_it_reads(tmp_path, dataset):
+    (tmp_path / "data").mkdir()
+    for path, data in rlaifv_shards(60).items():
+        (tmp_path / path).write_bytes(data)
+    with pytest.raises(SystemExit, match="Stopped: .*holds the dataset itself"):
+        format_rlaifv.main(["--dataset", str(tmp_path / dataset), "--out", str(tmp_path)])
+    assert all((tmp_path / path).read_bytes() == data for path, data in rlaifv_shards(60).items())
+
+
 def test_the_tool_stops_with_a_sentence(real, tmp_path, monkeypatch):
     out = ["--out", str(tmp_path / "out")]
     for arguments, sentence in (
         (["--dataset", "nobody/nothing"], "nobody/nothing"),
-        (["--test-share", "2"], "test_share"),
         (["--push", "a/b/c"], "no name for a repository"),
     ):
         with pytest.raises(SystemExit, match=f"Stopped: .*{sentence}"):
@@ -321,3 +388,54 @@ def test_the_tool_stops_with_a_sentence(real, tmp_path, monkeypatch):
     (tmp_path / "chat" / "train.parquet").write_bytes(conversations)
     with pytest.raises(SystemExit, match="`image`.*missing"):
         format_rlaifv.main(["--dataset", str(tmp_path / "chat"), *out])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    (["--count", "0"], ["--count", "-5"], ["--count", "x"], ["--workers", "0"],
+     ["--test-share", "2"], ["--test-share", "0"], ["--push", "a/b/c"]),
+)  # fmt: skip
+def test_bad_options_stop_the_tool_before_any_work(real, tmp_path, arguments):
+    real.requests.clear()
+    with pytest.raises(SystemExit):
+        format_rlaifv.main([*arguments, "--out", str(tmp_path / "out")])
+    assert real.requests == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    (({"chosen": None}, "row 7: .*chosen"), ({"rejected": None}, "row 7: .*rejected"),
+     ({"image": {"bytes": b"no picture", "path": None}}, "row 7: .*image"),
+     ({"image": {"bytes": None, "path": "photo.png"}}, "names an image file of this machine")),
+)  # fmt: skip
+def test_the_tool_writes_no_row_that_nobody_can_use(tmp_path, monkeypatch, change, sentence):
+    """A path is sound here, where its picture lies, and only here."""
+    monkeypatch.chdir(tmp_path)
+    (table,) = (pyarrow.parquet.read_table(io.BytesIO(d)) for d in rlaifv_shards(30, 1).values())
+    full = table.to_pylist()
+    Path("photo.png").write_bytes(full[0]["image"]["bytes"])
+    full[7] |= change
+    Path("mine").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(full, table.schema), "mine/train.parquet")
+    with pytest.raises(SystemExit, match=f"(?s)Stopped: .*{sentence}"):
+        format_rlaifv.main(["--dataset", "mine", "--out", "out"])
+    assert not Path("out").exists()
+
+
+def test_the_tool_leaves_out_unsound_rows_if_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (data,) = rlaifv_shards(30, 1).values()
+    table = pyarrow.parquet.read_table(io.BytesIO(data))
+    full = table.to_pylist()
+    full[7]["chosen"] = full[7]["rejected"]
+    full.append(full[3])
+    Path("mine").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(full, table.schema), "mine/train.parquet")
+    command = ["--dataset", "mine", "--out", "out", "--test-share", "0.2"]
+    with pytest.raises(SystemExit, match="row 30: it repeats row 3"):
+        format_rlaifv.main(command)
+    format_rlaifv.main([*command, "--drop"])
+    said = capsys.readouterr().out
+    assert "leaving out 2 of 31 rows" in said and "row 7" in said and "row 30" in said
+    written = pyarrow.parquet.read_table("out/data")
+    assert written.num_rows == 29

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
-from helpers.hub import remote, shards, streaming
+from helpers.hub import remote, shards, sources, streaming
 from helpers.hub.streaming import is_test, shuffled, stream_pairs
 from helpers.preferences import RAW_COLUMNS, check_pairs, load_raw, to_conversational
 from helpers.stored import PreferenceDataError, rows
+from tests.hub_protocol import Handler
 from tests.standin import CARD, formatted, rlaifv_shards
 
 NAME = "openbmb/RLAIF-V-Dataset"
@@ -323,6 +325,49 @@ def test_each_refusal_of_a_shard_is_one_sentence(real, tmp_path, status, sentenc
     assert len(load_raw(TRACK, "train", 20, folder=tmp_path)) == 20
 
 
+@pytest.mark.parametrize("status", (500, 503))
+def test_no_answer_about_the_card_is_a_broken_connection(real, tmp_path, status, capsys):
+    """huggingface_hub says that the card is not on this disk, `datasets` that nothing is there."""
+    for method in ("HEAD", "GET"):
+        real.fail("README.md", status, times=999, method=method)
+    with pytest.raises(PreferenceDataError, match=f"connection to {NAME} broke"):
+        load_raw(TRACK, "train", 20, folder=tmp_path)
+    assert "try 1 of 3" in "".join(capsys.readouterr())
+
+
+def test_a_licence_that_did_not_come_is_not_taken_for_none(real, tmp_path, monkeypatch):
+    ask_builder = sources.load_dataset_builder
+
+    def then_lose_the_card(*name, **options):
+        builder = ask_builder(*name, **options)
+        shutil.rmtree(real.environment()["HF_HOME"])  # or the card would come from there
+        for method in ("HEAD", "GET"):
+            real.fail("README.md", 503, times=999, method=method)
+        return builder
+
+    monkeypatch.setattr(sources, "load_dataset_builder", then_lose_the_card)
+    with pytest.raises(PreferenceDataError, match=f"connection to {NAME} broke"):
+        load_raw(TRACK, "train", 20, folder=tmp_path)
+    real.failures.clear()
+    monkeypatch.setattr(sources, "load_dataset_builder", ask_builder)
+    load_raw(TRACK, "train", 20, folder=tmp_path)
+    assert streaming.source_of(NAME, 0, tmp_path).licence == "cc-by-nc-4.0"
+
+
+def test_another_part_of_the_file_than_asked_for_is_asked_again(real, tmp_path, monkeypatch):
+    calm = images(load_raw(TRACK, "train", 60, folder=tmp_path / "calm"))
+    reply, parts = Handler.reply, []
+
+    def wrong(self, data, status=200, headers=None):
+        parts.extend([data] * (status == 206))
+        if len(parts) == 8 and status == 206:  # the start of the file, as long as was asked for
+            data, headers = parts[0][:1] * len(data), {**headers, "Content-Range": "bytes 0-9/99"}
+        reply(self, data, status, headers)
+
+    monkeypatch.setattr(Handler, "reply", wrong)
+    assert images(load_raw(TRACK, "train", 60, folder=tmp_path / "wrong")) == calm
+
+
 @pytest.mark.parametrize("status", (404, 401, 429, 503, "cut"))
 def test_refusals_at_the_door_name_the_dataset(real, tmp_path, status):
     real.fail("/api/datasets", status, times=99)
@@ -375,6 +420,50 @@ def test_a_missing_column_is_named(tmp_path, column):
         stream_pairs(str(tmp_path / "source"), "train", 5, folder=tmp_path / "kept")
 
 
+def emptied(files, *numbers):
+    """The shards, without the rows of some."""
+    files = dict(files)
+    for path in [sorted(files)[number] for number in numbers]:
+        file = io.BytesIO()
+        pyarrow.parquet.write_table(
+            pyarrow.parquet.read_table(io.BytesIO(files[path])).slice(0, 0), file
+        )
+        files[path] = file.getvalue()
+    return files
+
+
+def test_an_empty_shard_withholds_nothing(hub, parquet_files, tmp_path):
+    for number in range(3):  # one of them is read last
+        files = emptied(parquet_files, number)
+        hub.add("datasets", f"a/empty-{number}", files)
+        count = sum(not is_test(row["image"]) for row in by_idx(files).values())
+        assert len(stream_pairs(f"a/empty-{number}", "train", count, folder=tmp_path)) == count
+        hub.requests.clear()
+        stream_pairs(f"a/empty-{number}", "train", count, folder=tmp_path)
+        assert hub.requests == []
+
+
+def test_a_dataset_without_any_row(hub, parquet_files, tmp_path):
+    hub.add("datasets", NAME, emptied(parquet_files, 0, 1, 2))
+    with pytest.raises(PreferenceDataError, match=f"{NAME} holds no pairs"):
+        stream_pairs(NAME, "train", 1, folder=tmp_path)
+
+
+@pytest.mark.parametrize(("part", "count"), (("validation", 1), ("train", 0), ("test", -3)))
+def test_a_wrong_part_or_count_is_refused_at_once(hub, tmp_path, part, count):
+    with pytest.raises(ValueError, match=f"part='{part}', count={count}"):
+        stream_pairs(NAME, part, count, folder=tmp_path)
+    assert hub.requests == []
+
+
+def test_a_folder_with_brackets_in_its_name(tmp_path, parquet_files):
+    source = tmp_path / "mine [v2]*"
+    source.mkdir()
+    for path, data in parquet_files.items():
+        (source / path.split("/")[1]).write_bytes(data)
+    assert len(stream_pairs(str(source), "train", 20, folder=tmp_path / "kept")) == 20
+
+
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 CHAT = Features(images=List(Image()), prompt=MESSAGES, chosen=MESSAGES, rejected=MESSAGES)
 
@@ -401,6 +490,26 @@ def test_conversations_without_a_raw_form_are_refused(tmp_path, change, sentence
     bad.to_parquet(tmp_path / "source/train.parquet")
     with pytest.raises(PreferenceDataError, match=sentence):
         stream_pairs(str(tmp_path / "source"), "train", 2, folder=tmp_path)
+
+
+def content(value):
+    return [{"role": "user", "content": value}]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ("What?", "W", 3, ["W"], content(["What?"]), content(["null"]), content(["[1]"]), content([3]),
+     content({"text": "What?"}), content(['{"type": "text", "text": 3}']),
+     content(['{"type": "text"}'])),
+)  # fmt: skip
+def test_odd_contents_are_refused_by_the_same_sentence(tmp_path, prompt):
+    answer = [{"role": "assistant", "content": "A dog."}]
+    row = {"image": b"x", "prompt": prompt, "chosen": answer, "rejected": answer}
+    (tmp_path / "source").mkdir()
+    table = pyarrow.Table.from_pylist([row])
+    pyarrow.parquet.write_table(table, tmp_path / "source/train.parquet")
+    with pytest.raises(PreferenceDataError, match="`prompt` .* not one message of the user"):
+        stream_pairs(str(tmp_path / "source"), "train", 1, folder=tmp_path / "kept")
 
 
 def test_no_train_split_and_no_parquet(tmp_path):
@@ -477,6 +586,14 @@ def test_a_store_of_other_settings_is_refused(real, tmp_path):
     (streaming.store_of(NAME, 1, tmp_path) / "source.json").write_text("{")
     with pytest.raises(PreferenceDataError, match="source.json cannot be read"):
         load_raw(TRACK, "train", 5, seed=1, folder=tmp_path)
+
+
+def test_a_lost_piece_is_an_error_and_not_other_pairs(real, tmp_path):
+    load_raw(TRACK, "train", 60, folder=tmp_path)
+    store = streaming.store_of(NAME, 0, tmp_path)
+    sorted((store / "rows").iterdir())[2].unlink()
+    with pytest.raises(PreferenceDataError, match=f"lacks piece 2 .*remove {store}$"):
+        load_raw(TRACK, "train", 60, folder=tmp_path)
 
 
 def test_a_changed_local_folder_is_read_anew(tmp_path):

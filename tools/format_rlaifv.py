@@ -6,7 +6,8 @@
 TRL has a script for this, examples/datasets/rlaif-v.py. Two things differ here. Images keep their
 bytes: decoding and writing them again, as there, changes their pixels. And the split is by image:
 RLAIF-V has several questions about one picture, and a split by rows tests on pictures that were
-trained on.
+trained on. Before anything is written every row is checked, each picture decoded to its end; a row
+that no training can use stops the tool, which names it.
 """
 
 import argparse
@@ -15,11 +16,19 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from helpers.hub.publish import Data, PublishError, dataset_card, push_pairs, write_pairs
+from helpers.hub.publish import (
+    Data,
+    PublishError,
+    dataset_card,
+    push_pairs,
+    require_login,
+    require_ours,
+    write_pairs,
+)
 from helpers.hub.remote import ask
-from helpers.hub.sources import find_source
+from helpers.hub.sources import find_source, named
 from helpers.hub.streaming import source_of, stream_pairs
-from helpers.preferences import split_by_image, to_conversational
+from helpers.preferences import require_sound, split_by_image, to_conversational
 from helpers.stored import PreferenceDataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,14 +43,37 @@ def parse(arguments):
     )
     add = parser.add_argument
     add("--dataset", default=NAME, help="a Hub dataset or a folder of parquet files, raw columns")
-    add("--count", type=int, help="only so many pairs, streamed and shuffled (default: all)")
+    add("--count", type=positive, help="only so many pairs, streamed and shuffled (default: all)")
     add("--seed", type=int, default=0, help="of the shuffle and of the split (default: 0)")
-    add("--test-share", type=float, default=0.01, help="share of the rows to hold out (0.01)")
-    add("--workers", type=int, help="processes that format (default: this one)")
+    add("--test-share", type=share, default=0.01, help="share of the rows to hold out (0.01)")
+    add("--workers", type=positive, help="processes that format (default: this one)")
     add("--out", type=Path, default=ROOT / "runs" / "rlaif-v", help="where to save (runs/rlaif-v)")
     add("--push", metavar="OWNER/NAME", help="push to this dataset on the Hub; log in first")
+    add("--drop", action="store_true", help="leave out rows that are not sound (default: stop)")
     add("--public", action="store_true", help="with --push: a new repository for everybody")
     return parser.parse_args(arguments)
+
+
+def positive(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
+def share(text):
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share between 0 and 1, such as 0.01")
+    return float(text)
+
+
+def check(options):
+    """Stop now for what would stop us after hours of work."""
+    if options.push:
+        require_login(options.push)
+    out = options.out.resolve()
+    if Path(options.dataset).resolve() in (out, out / "data"):
+        raise PublishError(f"--out {options.out} holds the dataset itself: choose another folder")
+    require_ours(options.out)
 
 
 def load(options):
@@ -52,7 +84,8 @@ def load(options):
         return pairs, source_of(name, options.seed)
     source = find_source(name)
     revision = None if Path(name).is_dir() else source.revision
-    return ask(lambda: load_dataset(name, split="train", revision=revision), name), source
+    pairs = ask(lambda: load_dataset(**named(name), split="train", revision=revision), name)
+    return pairs, source
 
 
 def described(options, source, train, test):
@@ -69,11 +102,24 @@ def described(options, source, train, test):
     return dataset_card(options.push or f"me/{options.out.name}", data, how)
 
 
+def sound(pairs, drop):
+    """The pairs, without their unsound rows if these may be dropped; else stops at them."""
+    try:
+        return require_sound(pairs)
+    except PreferenceDataError as error:
+        bad = {problem.row for problem in error.problems}
+        if not drop or None in bad:  # None: the whole dataset is wrong
+            raise
+        print(f"leaving out {len(bad)} of {len(pairs)} rows:\n{error}")
+        return pairs.select([row for row in range(len(pairs)) if row not in bad])
+
+
 def main(arguments=None):
     options = parse(arguments)
     try:
+        check(options)
         raw, source = load(options)
-        pairs = to_conversational(raw, num_proc=options.workers)
+        pairs = sound(to_conversational(raw, num_proc=options.workers), options.drop)
         train, test = split_by_image(pairs, options.test_share, options.seed)
         card = described(options, source, train, test)
         write_pairs({"train": train, "test": test}, options.out, card)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
+TAGS = ("dpo", "preference", "trl")  # of a card for pairs: by them we know our own
+
 
 @dataclass(frozen=True)
 class Data:
@@ -55,7 +57,7 @@ def dataset_card(repo_id, data, split_by):
         license=data.licence or "unknown",
         task_categories=["image-text-to-text"],
         source_datasets=[data.name] if on_hub(data.name) else None,
-        tags=["dpo", "preference", "trl"],
+        tags=list(TAGS),
     )
     terms = data.licence or "none stated; ask the owners of the source before you use it"
     return DatasetCard(f"""---

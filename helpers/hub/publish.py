@@ -10,6 +10,8 @@ with `hf auth login`, or `huggingface_hub.login()` in a notebook; the token is n
 """
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,15 +20,25 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from helpers.hub.modelcard import Data, Measured, adapter_card, dataset_card, on_hub, settings_of
+from helpers.hub.modelcard import (
+    TAGS,
+    Data,
+    Measured,
+    adapter_card,
+    dataset_card,
+    on_hub,
+    settings_of,
+)
+from helpers.stored import images_of, rows
 
 __all__ = [
     "Data", "Measured", "PublishError", "adapter_card", "dataset_card", "push_adapter",
-    "push_pairs", "settings_of", "write_pairs",
+    "push_pairs", "require_login", "require_ours", "settings_of", "write_pairs",
 ]  # fmt: skip
 
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 SHARD = 500_000_000  # bytes of a parquet file, about
+SHARD_NAME = re.compile(r"\w+-\d{5}-of-\d{5}\.parquet")
 ROW_GROUP = 100  # rows: whoever streams the pairs reads one of these before the first row
 
 
@@ -37,19 +49,20 @@ class PublishError(ValueError):
 def write_pairs(parts, folder, card=None):
     """Write {"train": Dataset, ...} as it lies on the Hub: parquet shards and a README.md.
 
-    `datasets.load_dataset(folder)` reads it. Raises PublishError if the folder cannot be written.
+    `datasets.load_dataset(folder)` reads it. What an earlier call wrote there is replaced once the
+    new shards are whole. Raises PublishError if the folder cannot be written or holds other things
+    (see `require_ours`), or if an image is a path and not bytes: nothing is changed then.
     """
     folder = Path(folder)
+    require_ours(folder)
+    for part, pairs in parts.items():
+        _require_bytes(part, pairs)
     try:
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        for old in (folder / "data").glob("*.parquet"):
-            old.unlink()  # shards of a longer dataset would be read with the new ones
-        for part, pairs in parts.items():
-            count = max(1, -(-_bytes(pairs) // SHARD))
-            for i in range(count):
-                name = f"{part}-{i:05d}-of-{count:05d}.parquet"
-                shard = pairs.shard(count, i, contiguous=True)
-                shard.to_parquet(folder / "data" / name, batch_size=ROW_GROUP)
+        with TemporaryDirectory(prefix="unfinished-", dir=folder) as new:
+            for part, pairs in parts.items():
+                _write_shards(part, pairs, Path(new))
+            _replace_shards(folder / "data", Path(new))
         if card:
             card.save(folder / "README.md")
     except OSError as error:
@@ -58,6 +71,50 @@ def write_pairs(parts, folder, card=None):
             "folder"
         ) from None
     return folder
+
+
+def require_ours(folder):
+    """Raise PublishError if `write_pairs` would replace what it has not written itself."""
+    names = sorted(path.name for path in Path(folder).glob("data/*.parquet"))
+    if others := [name for name in names if not SHARD_NAME.fullmatch(name)]:
+        raise PublishError(
+            f"{folder}/data holds {others[0]}, which was not written here: choose another folder"
+        )
+    card = Path(folder) / "README.md"
+    if card.exists():
+        head = card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]
+        if not set(TAGS) <= {line.removeprefix("- ") for line in head.splitlines()}:
+            raise PublishError(f"{card} is no card of such pairs: choose another folder")
+
+
+def _require_bytes(part, pairs):
+    """A path says nothing on another machine, and tells about this one."""
+    for i, row in enumerate(rows(pairs)):
+        for image in images_of(row) or ():
+            path = image and image["path"]
+            if path and (image["bytes"] is None or os.path.isabs(path)):
+                raise PublishError(
+                    f"row {i} of {part} names an image file of this machine: store the bytes of "
+                    "the image, without its path"
+                )
+
+
+def _write_shards(part, pairs, folder):
+    count = max(1, -(-_bytes(pairs) // SHARD))
+    for i in range(count):
+        shard = pairs.shard(count, i, contiguous=True)
+        name = f"{part}-{i:05d}-of-{count:05d}.parquet"
+        shard.to_parquet(folder / name, batch_size=ROW_GROUP)
+
+
+def _replace_shards(folder, new):
+    """Shards of a longer dataset would be read with the new ones, so those go."""
+    names = [shard.name for shard in new.iterdir()]
+    for name in names:
+        (new / name).replace(folder / name)
+    for old in folder.glob("*.parquet"):
+        if old.name not in names:
+            old.unlink()
 
 
 def _bytes(pairs):
@@ -69,12 +126,14 @@ def _bytes(pairs):
 def push_pairs(parts, repo_id, card, private=True):
     """Push {"train": Dataset, ...} with its card as one commit; returns the address.
 
-    parts may also be a folder that `write_pairs` wrote. Raises PublishError.
+    parts may also be a folder that `write_pairs` wrote. An earlier push is replaced: any
+    data/*.parquet there that is not among the new ones is deleted. Raises PublishError.
     """
     with TemporaryDirectory() as folder:
         if isinstance(parts, dict):
             parts = write_pairs(parts, folder, card)
         else:
+            require_ours(parts)
             card.save(Path(parts) / "README.md")
         files = ["README.md", "data/*.parquet"]
         return _push(parts, repo_id, "dataset", files, private)
@@ -116,26 +175,42 @@ def _without_paths(config, card):
         config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
-def _push(folder, repo_id, kind, files, private):
-    """One commit of `files` (patterns) in `folder`. An existing repository keeps its visibility."""
+def require_login(repo_id):
+    """Raise PublishError if `repo_id` is no name, or nobody is logged in; asks no network."""
     if get_token() is None:
         raise PublishError(
             "you are not logged in to the Hub: run `hf auth login`, or huggingface_hub.login() in "
             "a notebook, with a token that may write"
         )
-    api = HfApi()
     try:
         validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishError(_sentence(error, repo_id)) from None
+
+
+def _push(folder, repo_id, kind, files, private):
+    """One commit of `files` (patterns) in `folder`, and of no others that match them any more.
+
+    An existing repository keeps its visibility.
+    """
+    require_login(repo_id)
+    api = HfApi()
+    try:
         repo_id = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, repo_type=kind, allow_patterns=files
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type=kind,
+            allow_patterns=files,
+            delete_patterns=files,  # an earlier, longer push would be read with this one
         )
-    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, ValueError) as error:
-        raise PublishError(_sentence(error, repo_id)) from None
     except Exception as error:  # the network has many ways to fail
-        if "httpx" not in type(error).__module__:
+        # An upload fails in a thread, and its reason is inside.
+        reason = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+        known = isinstance(reason, (HfHubHTTPError, OfflineModeIsEnabled, ValueError))
+        if not known and "httpx" not in type(reason).__module__:
             raise
-        raise PublishError(_sentence(error, repo_id)) from None
+        raise PublishError(_sentence(reason, repo_id)) from None
     return commit.commit_url.rsplit("/commit/", 1)[0]
 
 
@@ -150,6 +225,10 @@ def _sentence(error, repo_id):
             f"your token may not write to {repo_id} ({status}): check the owner in the name, and "
             "that the token has the permission to write"
         )
+    if status == 413:
+        return f"the Hub takes no push of this size to {repo_id} (413): push fewer pairs"
+    if status == 429:
+        return f"the Hub has had too many requests for {repo_id} (429): wait some minutes"
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids the network: unset it to publish"
     if isinstance(error, ValueError) or status == 400:

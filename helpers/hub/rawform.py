@@ -96,11 +96,22 @@ def _only_images(column, where):
 
 def _said(messages, role):
     """The text of the only message, or None. A content is a text, or parts, each maybe as JSON."""
-    if not messages or len(messages) != 1 or messages[0].get("role") != role:
+    message = messages[0] if isinstance(messages, list) and len(messages) == 1 else None
+    if not isinstance(message, dict) or message.get("role") != role:
         return None
-    content = messages[0].get("content")
-    if not isinstance(content, list):
-        return content
-    parts = [json.loads(part) if isinstance(part, str) else part for part in content]
-    texts = [part["text"] for part in parts if part.get("type") == "text"]
-    return texts[0] if len(texts) == 1 else None
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [_part(part) for part in content]
+        texts = [part.get("text") for part in parts if part.get("type") == "text"]
+        content = texts[0] if len(texts) == 1 else None
+    return content if isinstance(content, str) else None
+
+
+def _part(part):
+    """A part of a content as a dict, which is empty for what is none."""
+    if isinstance(part, str):
+        try:
+            part = json.loads(part)
+        except ValueError:
+            return {}
+    return part if isinstance(part, dict) else {}

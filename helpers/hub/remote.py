@@ -50,6 +50,9 @@ def ask_range(url, name, start, end):
     def get():
         response = get_session().get(url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
         hf_raise_for_status(response)
+        sent = response.headers.get("Content-Range", f"bytes {start}-")
+        if response.status_code == 206 and not sent.startswith(f"bytes {start}-"):
+            raise ConnectionError("another part of the file")
         if len(response.content) > end - start:
             raise PreferenceDataError(f"the server of {name} sends no parts of files: use the Hub")
         if len(response.content) < end - start:
@@ -68,7 +71,15 @@ def _passes(error):
     if status := _status(error):
         return status == 429 or status >= 500
     broken = isinstance(error, (ConnectionError, TimeoutError)) or "httpx" in type(error).__module__
-    return broken and not isinstance(error, OfflineModeIsEnabled)
+    return (broken or _no_answer(error)) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def _no_answer(error):
+    """Without an answer, huggingface_hub looks on the disk and misses the file there.
+
+    `datasets` makes a FileNotFoundError of that, which has it in its words.
+    """
+    return "LocalEntryNotFoundError" in f"{type(error).__name__} {error}"
 
 
 def _longer(error, wait):
@@ -98,7 +109,8 @@ def _sentence(error, name):
             "on the pocket track"
         )
     if status or _passes(error):
-        return f"the connection to {name} broke ({status or type(error).__name__})"
+        reason = "no answer" if _no_answer(error) else status or type(error).__name__
+        return f"the connection to {name} broke ({reason})"
     return (
         f"{name} cannot be read ({type(error).__name__}: {first_line(error)}): check the name, or "
         "work on the pocket track, which needs no network"

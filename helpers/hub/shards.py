@@ -17,7 +17,7 @@ import pyarrow.parquet
 from huggingface_hub import hf_hub_url
 
 from helpers.hub import remote
-from helpers.hub.rawform import raw_table, to_read
+from helpers.hub.rawform import RAW, raw_table, to_read
 from helpers.stored import PreferenceDataError
 
 TURN = 64  # rows of a table
@@ -42,6 +42,8 @@ def tables(source, place, folder, on_bytes):
         with _sound(where, blocks), _open(source, number, where, blocks, on_bytes) as file:
             parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=remote.BLOCK)
             columns = to_read(parquet.schema_arrow.names, where)
+            if parquet.metadata.num_rows == 0:
+                yield (number + 1, 0), RAW.arrow_schema.empty_table()  # the place moves on
             for after, batch in _batches(parquet, columns, row, blocks):
                 done = after == parquet.metadata.num_rows
                 yield ((number + 1, 0) if done else (number, after)), raw_table(batch, where)

@@ -10,11 +10,12 @@ the images themselves (see helpers/hub/streaming.py).
 import hashlib
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 from datasets import load_dataset_builder
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from helpers.hub.remote import ask
 from helpers.stored import PreferenceDataError
@@ -55,12 +56,19 @@ def _hub_source(name, seed):
 
 
 def _local_source(name, seed):
-    paths = _train_files(ask(lambda: load_dataset_builder(name), name), name)
+    paths = _train_files(ask(lambda: load_dataset_builder(**named(name)), name), name)
     paths = sorted(paths, key=partial(_rank, seed))
     card = Path(name) / "README.md"
     licence = _stated(card) if card.exists() else None
     files = [(path, Path(path).stat().st_size) for path in paths]
     return Source(name, fingerprint(Path(name)), licence, seed, files)
+
+
+def named(name):
+    """Arguments of `datasets.load_dataset`, which takes brackets in a folder for a pattern."""
+    if Path(name).is_dir() and escape(name) != name:
+        return {"path": "parquet", "data_dir": escape(name)}
+    return {"path": name}
 
 
 def _train_files(builder, name):
@@ -83,7 +91,7 @@ def _rank(seed, path):
 def _licence(name, revision):
     try:
         path = hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:  # not its parent, which also stands for a broken connection
         return None
     return _stated(path)
 

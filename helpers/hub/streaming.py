@@ -46,14 +46,19 @@ def stream_pairs(name, part, count, seed=0, folder=None):
     conversations of one question about one image as trl-lib/rlaif-v. Only its "train" split is
     read: a tenth of the images, by their bytes, are our test part, whatever other splits share.
     folder: kept pairs go there, by default to runs/data; the images stay on disk, mapped.
-    Raises PreferenceDataError with what to do; what was read is kept, and the next call goes on.
+    Raises ValueError for another part or a count below 1, PreferenceDataError with what to do for
+    all else; what was read is kept, and the next call goes on.
     """
+    if part not in ("train", "test") or count < 1:
+        raise ValueError(f"part={part!r}, count={count}: ask for 1 or more of 'train' or 'test'")
     name, store = _full(name), store_of(name, seed, folder)
     with _alone(store):
         source = read_source(store, name, seed) or _new_source(store, name, seed)
         kept = _kept(store)
         if len(kept.order(part, source)) < count:
             _read_more(kept, source, store, part, count)
+    if not kept.tests:
+        raise PreferenceDataError(f"the split `train` of {name} holds no pairs: choose another")
     order = kept.order(part, source)
     if len(order) < count:
         raise PreferenceDataError(
@@ -142,12 +147,16 @@ class Kept:
 
     def add(self, path):
         """A file that `_path` named."""
-        _, file, row = map(int, path.stem.split("_"))
+        number, file, row = map(int, path.stem.split("_"))
+        folder = path.parent.parent
+        if number != len(self.pieces):
+            raise PreferenceDataError(
+                f"{path.parent} lacks piece {len(self.pieces)} of the pairs: remove {folder}"
+            )
         try:
             piece = Dataset.from_file(str(path))
             self.tests += piece.data["test"].to_pylist()
         except (OSError, ValueError, KeyError) as error:
-            folder = path.parent.parent
             raise PreferenceDataError(f"{path} is damaged ({error}): remove {folder}") from None
         self.pieces.append(piece)
         self.place = (file, row)
