@@ -40,6 +40,7 @@ from helpers.preferences import load_raw, to_conversational
 from helpers.tracks import choose
 from helpers.trainer import SetupError, check_setup, dpo_config
 
+# %%
 track = choose(TRACK, model=MODEL)
 PAIRS, STEPS = (4, 3) if QUICK else (PAIRS, 12)
 PAIRS = min(

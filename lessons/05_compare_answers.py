@@ -44,6 +44,7 @@ from helpers.preferences import load_raw, to_conversational
 from helpers.tracks import choose
 from helpers.trainer import dpo_trainer
 
+# %%
 track = choose(TRACK, model=MODEL)
 seeds = range(SEED, SEED + (1 if QUICK else SEEDS or track.seeds))
 print(f"track {track.name}: {track.machine}; seeds {list(seeds)}")

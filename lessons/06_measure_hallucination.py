@@ -48,6 +48,7 @@ from helpers.probing import amber_queries, photo_probes, probes_for
 from helpers.tracks import choose
 from helpers.trainer import dpo_trainer
 
+# %%
 tracks = {t.name: t for t in (choose("pocket"), choose(TRACK, model=MODEL))}
 track = list(tracks.values())[-1]
 print(f"track {track.name}: {track.machine}")
