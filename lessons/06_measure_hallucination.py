@@ -219,8 +219,9 @@ for split, chosen in (("trap", traps), ("iid", usual)):
         )
 
 # %% [markdown]
-# The last line of each kind is the one that only the *preference* can claim. The first line is what
-# supervised training on the chosen answers gives without any rejected answer.
+# The first line of each kind is what supervised training on the chosen answers gives without any
+# rejected answer. The last line is what DPO adds at these settings, its loss and not only its pairs:
+# the control was not given a learning rate of its own.
 #
 # ## Wins and regressions, by rule
 #
@@ -317,8 +318,8 @@ scored(replied, probes)
 
 # %% [markdown]
 # DPO on captions has changed what the model *says* and hardly what it *answers*. If you want other
-# answers, you need pairs of answers. With closed eyes, or the wrong picture, the answers are those of
-# a coin.
+# answers, you need pairs of answers. With closed eyes, or the wrong picture, the answers are not far
+# from those of a coin.
 #
 # The same replies have two F1: POPE calls "yes" the positive class, AMBER calls "no" so. "Always yes"
 # looks respectable in one and "always no" in the other. Compare figures only within one convention.
@@ -375,7 +376,7 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# Only if hardly any answer changed could 14,216 questions show +0.1. And AMBER asks them about about
+# Only if hardly any answer changed could 14,216 questions show +0.1. And AMBER asks them about
 # a thousand pictures, so the true interval is wider still. The post may be right that DPO did no
 # harm; that it helped, this table cannot say.
 #
@@ -409,8 +410,7 @@ if track.name != "pocket":
 # %% [markdown]
 # AMBER's pictures are not on the Hub: copy the folder `data` of github.com/junyangwang0410/AMBER,
 # unpack the images that its README links to beside it, and set `AMBER` to that folder. Its 1,004
-# pictures are described and scored as above, and the responses are written in AMBER's own form, so
-# that its public program can check us.
+# pictures are described and scored as above.
 
 # %%
 if AMBER and track.name != "pocket":
