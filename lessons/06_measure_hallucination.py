@@ -414,17 +414,28 @@ if track.name != "pocket":
 
 # %%
 if AMBER and track.name != "pocket":
-    _, described = amber_queries(AMBER)
+    questions, described = amber_queries(AMBER)
     benchmark, pictures = amber.load(AMBER), list(described["image"])
+    settings = {"batch_size": track.eval_batch, "max_new_tokens": track.max_new_tokens}
     for name, model in mine.items():
-        settings = {"batch_size": track.eval_batch, "max_new_tokens": track.max_new_tokens}
         texts = kept_answers(model, reader, pictures, described["question"], KEPT, **settings)
         found = amber.generative(dict(zip(described["id"], texts)), benchmark)
         print(
-            f"{name:8} CHAIR {found.chair_i:.1%}, Cover {found.cover:.1%}, Hal {found.chair_s:.1%}"
+            f"{name:8} CHAIR {found.chair_i:.1%}, Cover {found.cover:.1%}, n = {len(texts)}:",
+            end=" ",
         )
+        print(cell(intervals.estimate([bool(c.hallucinated) for c in found.per_caption])), "Hal")
 elif AMBER is None:
     print("AMBER is None: no files of AMBER to look at")
+
+# %% [markdown]
+# And its yes/no questions, in the same table as before; their kinds are AMBER's.
+
+# %%
+if AMBER and track.name != "pocket":
+    images = list(questions["image"])
+    given = {name: replies(model, reader, questions, images) for name, model in mine.items()}
+    display(scored(given, questions))
 
 # %% tags=["key-figure"]
 base, tuned = results["base"], results["tuned"]

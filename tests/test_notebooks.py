@@ -10,6 +10,7 @@ from helpers.hub.pope import NAME as POPE
 from helpers.tracks import TRACKS
 from tests.standin import CARD, rlaifv_shards, smolvlm
 from tests.test_hub_pope import pope_files
+from tests.test_probing import amber_files
 from tools.build_notebooks import (
     LESSONS,
     NOTEBOOKS,
@@ -147,7 +148,9 @@ def test_runs_on_the_gpu_tracks_without_a_gpu(lesson, track, downloads, hub, tmp
     hub.add("models", "tiny/smolvlm", model)
     hub.add("datasets", TRACKS[track].dataset, {"README.md": CARD, **pairs})
     hub.add("datasets", POPE, pope)
-    run(lesson, track, tmp_path, MODEL="tiny/smolvlm", PUSH_TO="me/tuned")
+    (tmp_path / "amber").mkdir()
+    amber = str(amber_files(tmp_path / "amber"))
+    run(lesson, track, tmp_path, MODEL="tiny/smolvlm", PUSH_TO="me/tuned", AMBER=amber)
     if "PUSH_TO" in lesson.read_text(encoding="utf-8"):
         pushed = hub.files("models", "me/tuned")
         assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(pushed)

@@ -175,18 +175,22 @@ TRUTHS = [
 
 @pytest.fixture
 def folder(tmp_path):
+    return amber_files(tmp_path)
+
+
+def amber_files(folder):
     """Its files in small, the pictures in a folder of their own as an archive may have them."""
     queries = [dict(zip(("id", "image", "query"), row, strict=True)) for row in QUERIES]
-    (tmp_path / "query").mkdir()
-    (tmp_path / "query" / "query_all.json").write_text(json.dumps(queries))
+    (folder / "query").mkdir()
+    (folder / "query" / "query_all.json").write_text(json.dumps(queries))
     truths = [{"id": number, **truth} for number, truth in enumerate(TRUTHS, 1)]
-    (tmp_path / "annotations.json").write_text(json.dumps(truths))
-    (tmp_path / "relation.json").write_text(json.dumps({"sky": [], "dog": ["puppy"]}))
-    (tmp_path / "safe_words.txt").write_text("image\n")
-    (tmp_path / "image").mkdir()
+    (folder / "annotations.json").write_text(json.dumps(truths))
+    (folder / "relation.json").write_text(json.dumps({"sky": [], "dog": ["puppy"]}))
+    (folder / "safe_words.txt").write_text("image\n")
+    (folder / "image").mkdir()
     for number, name in enumerate(("bison.jpg", "cat.jpg"), 1):
-        shutil.copy(PHOTOS / "images" / name, tmp_path / "image" / f"AMBER_{number}.jpg")
-    return tmp_path
+        shutil.copy(PHOTOS / "images" / name, folder / "image" / f"AMBER_{number}.jpg")
+    return folder
 
 
 def test_amber_questions_have_the_same_form_and_their_ids(folder):
