@@ -55,7 +55,7 @@ def kept_answers(
     keys = _keys(model, processor, images, job.prompts, settings)
     if temperature:  # the same question about the same picture asks for one more sample
         keys = list(_numbered(keys))
-    found = _kept(_seeded(job, keys), keys, folder, batch_size, bar)
+    found = kept(_seeded(job, keys), keys, folder, batch_size, bar)
     return warn_of_cut([Answer(text, cut) for text, cut in found], max_new_tokens)
 
 
@@ -64,20 +64,20 @@ def kept_logps(model, processor, images, questions, texts, folder, *, batch_size
     job = scoring(model, processor, images, questions, texts)
     given = [[prompt, text] for prompt, text in zip(job.prompts, texts, strict=True)]
     keys = _keys(model, processor, images, given, ["logps"])
-    return torch.tensor(_kept(job, keys, folder, batch_size, bar))
+    return torch.tensor(kept(job, keys, folder, batch_size, bar))
 
 
 def kept_log_odds(model, processor, images, questions, folder, *, batch_size=64, bar=None):
     """`generate.yes_no_log_odds`, kept in `folder`."""
     job = probing(model, processor, images, questions)
     keys = _keys(model, processor, images, job.prompts, ["log odds"])
-    return torch.tensor(_kept(job, keys, folder, batch_size, bar))
+    return torch.tensor(kept(job, keys, folder, batch_size, bar))
 
 
 # --- the file ------------------------------------------------------------------------------
 
 
-def _kept(job, keys, folder, size, bar):
+def kept(job, keys, folder, size, bar=None):
     """The result for each key: from the file, or from the job and then into the file."""
     check_writable(folder, 10_000_000)
     file = Path(folder, "kept.jsonl")
@@ -124,7 +124,7 @@ def _keys(model, processor, images, texts, settings):
     """One key a row: a fingerprint of all that its result hangs on."""
     common = [model_digest(model), processor_digest(processor), *settings]
     return [
-        _digest(json.dumps([*common, text, _pixels(image)]))
+        digest(json.dumps([*common, text, _pixels(image)]))
         for text, image in zip(texts, images, strict=True)
     ]
 
@@ -145,26 +145,28 @@ def _seeded(job, keys):
     """The job with a seed for each batch, from its keys, in which the caller's seed is."""
 
     def run(rows):
-        torch.manual_seed(int(_digest("".join(keys[row] for row in rows))[:15], 16))
+        torch.manual_seed(int(digest("".join(keys[row] for row in rows))[:15], 16))
         return job.run(rows)
 
     return replace(job, run=run)
 
 
-def model_digest(model):
+def model_digest(model, of=lambda name: True):
     """A fingerprint of what the model computes: every weight, the configuration, the adapters.
 
     Of each adapter also whether it is on and how strongly, and which modules have a hook of the
-    caller's. About a second for each GB of weights on a server's CPU.
+    caller's. `of`: the weights to look at, by name. About a second for each GB of weights on a
+    server's CPU.
     """
-    digest = hashlib.sha256(transformers.__version__.encode())
+    sha = hashlib.sha256(transformers.__version__.encode())
     for name, weight in model.state_dict().items():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        if of(name):
+            sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            sha.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     about = [_steady(c.to_dict()) for c in (model.config, model.generation_config)]
     about += [_switches(name, module) for name, module in model.named_modules()]
-    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:24]
+    sha.update(json.dumps(about, sort_keys=True, default=str).encode())
+    return sha.hexdigest()[:24]
 
 
 def _switches(name, module):
@@ -173,8 +175,9 @@ def _switches(name, module):
     names = [(name, h.__module__, getattr(h, "__qualname__", type(h).__name__)) for h in theirs]
     if not isinstance(module, BaseTunerLayer):
         return names
-    scaling = getattr(module, "scaling", None)
-    return [*names, module.disable_adapters, module.active_adapters, scaling]
+    if module.disable_adapters:
+        return [*names, "off"]
+    return [*names, module.active_adapters, getattr(module, "scaling", None)]
 
 
 def _steady(value):
@@ -186,8 +189,8 @@ def _steady(value):
 def processor_digest(processor):
     """A fingerprint of how pictures and texts become what the model sees."""
     words = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True)
-    return _digest(processor.to_json_string() + str(processor.chat_template) + words)
+    return digest(processor.to_json_string() + str(processor.chat_template) + words)
 
 
-def _digest(text):
+def digest(text):
     return hashlib.sha256(text.encode()).hexdigest()[:24]

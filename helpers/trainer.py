@@ -1,4 +1,4 @@
-"""What stands around TRL's DPOTrainer: its configuration for a track, checks, a live curve.
+"""What stands around a DPO trainer: its configuration for a track, checks, a live curve.
 
 trainer = dpo_trainer(model, processor, pairs, track, "runs/dpo")
 check_setup(trainer)      # stops a wrong set-up with a sentence, before the first step
@@ -12,10 +12,11 @@ import torch
 from IPython.display import display
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from helpers.checkpoints import check_writable
 from helpers.models import lora_config
+from helpers.shared_images import SharedImageDPOTrainer
 
 TOLERANCE = 1e-3  # nats; policy and reference are the same weights at step 0
 
@@ -50,16 +51,26 @@ def dpo_config(track, output_dir, **changes):
     return DPOConfig(**{**settings, **changes})
 
 
-def dpo_trainer(model, processor, pairs, track, output_dir, callbacks=None, **changes):
-    """TRL's DPOTrainer with a new LoRA adapter on `model`; `changes` go to `dpo_config`.
+def dpo_trainer(
+    model,
+    processor,
+    pairs,
+    track,
+    output_dir,
+    callbacks=None,
+    trainer_class=SharedImageDPOTrainer,
+    **changes,
+):
+    """A DPO trainer with a new LoRA adapter on `model`; `changes` go to `dpo_config`.
 
-    `pairs`: a dataset in conversational form. The reference is the same model with the adapter
-    off, so there is none to pass; the adapter's first weights depend on the seed in `changes`.
+    `pairs`: a dataset in conversational form. `trainer_class`: TRL's own is `DPOTrainer`; ours
+    computes the same and looks at each picture once a pair. The reference is the same model with
+    the adapter off, so there is none to pass; the adapter's first weights depend on the seed.
     """
     config = dpo_config(track, output_dir, **changes)
     check_writable(config.output_dir)  # before the trainer makes it on a Drive that is not mounted
     torch.manual_seed(config.seed)
-    trainer = DPOTrainer(
+    trainer = trainer_class(
         model,
         args=config,
         train_dataset=pairs,
@@ -92,15 +103,15 @@ def check_setup(trainer, rows=8):
     Raises SetupError when nothing is trainable or fp16 training could not step it, when an answer
     is cut off or has no closing token, when the pictures do not change the log-probs, or when
     policy and reference differ (the margin is not 0). The dictionary holds `loss`, `margin`,
-    `accuracy`, `trainable`, `image_effect` (mean change in log-prob when the pictures are blanked,
-    in nats).
+    `accuracy`, `trainable`, `image_effect` (mean change of an answer's log-prob when its pictures
+    are painted grey, in nats).
     """
     check_writable(trainer.args.output_dir)
     trainable = _check_trainable(trainer.model, trainer.args.fp16)
     pairs = trainer.train_dataset.select(range(min(rows, len(trainer.train_dataset))))
     batch = trainer.data_collator([dict(row) for row in pairs])
     _check_completions(batch, trainer.processing_class.tokenizer)
-    effect = _check_images(trainer.model, batch)
+    effect = _check_images(trainer, batch)
     return {**_check_reference(trainer, pairs), "trainable": trainable, "image_effect": effect}
 
 
@@ -132,14 +143,15 @@ def _check_completions(batch, tokenizer):
             raise SetupError(f"{name} is cut before its closing token: set max_length=None")
 
 
-@torch.no_grad()
-def _check_images(model, batch):
-    inputs = {k: v.to(model.device) for k, v in batch.items() if k != "completion_mask"}
+def _check_images(trainer, batch):
+    """The mean change of an answer's log-prob when its pictures are painted grey, in nats."""
+    batch = trainer._prepare_inputs(batch)
+    if "pixel_values" not in batch:
+        raise SetupError("the first pairs have no picture: shuffle them, or check their `images`")
     # Not 0: Idefics3 takes a tile of zeros for padding. And what is padding has to stay it.
-    grey = 0.5 * (inputs["pixel_values"] != 0).to(inputs["pixel_values"].dtype)
-    blank = {**inputs, "pixel_values": grey}
-    mask = batch["completion_mask"].bool()
-    seen, blind = (model(**i).logits.float().log_softmax(-1).cpu()[mask] for i in (inputs, blank))
+    grey = 0.5 * (batch["pixel_values"] != 0).to(batch["pixel_values"].dtype)
+    views = batch, {**batch, "pixel_values": grey}
+    seen, blind = (torch.cat(trainer.compute_ref_log_probs(trainer.model, one)) for one in views)
     effect = (seen - blind).abs().mean().item()
     if effect < 1e-6:
         raise SetupError(

@@ -1,0 +1,278 @@
+"""TRL's DPOTrainer, looking at each picture once a pair: the same numbers, several times as fast.
+
+    trainer = SharedImageDPOTrainer(model, args=config, train_dataset=pairs, ...)   # as DPOTrainer
+
+The stock trainer sends a picture through the processor twice (chosen, rejected) and through the
+vision tower four times (policy and reference), and with checkpointing makes and back-propagates the
+frozen tower once more. But what a frozen tower sees is the same every time. Here a picture is
+processed once, encoded once without a graph, and its features are given to all four passes through
+`mm_encoder_outputs`, which transformers' models take since version 5. `docs/upstream.md` has the
+stock path's waste with a reproduction of each; `tests/test_shared_images.py` the equality.
+"""
+
+import copy
+import inspect
+from contextlib import ExitStack, contextmanager
+from types import MethodType
+from unittest.mock import patch
+
+import torch
+import trl.trainer.utils
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers.utils import logging
+from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+
+from helpers.reference_cache import COLUMNS as REFERENCE
+from helpers.reference_cache import add_reference_logps
+from helpers.shared_prompt import shared_prompts, why_not_packed
+from helpers.stored import column_names
+
+logger = logging.get_logger(__name__)
+
+
+class SharedImageDPOTrainer(DPOTrainer):
+    """A DPOTrainer with the same arguments, losses, metrics and gradients.
+
+    Where the pictures cannot be shared (something on their path is trained, say) it warns with the
+    reason, keeps it in `unshared`, and does what the stock trainer does.
+
+    `precompute_ref_log_probs=True` in the DPOConfig, which TRL refuses for pictures, works: the
+    reference is computed once for each pair, before the first step, and kept on disk in
+    `reference_folder` (default: beside the dataset, or in output_dir if that has no file), so that
+    a second run finds it. It is found only for the same weights, pairs and processing.
+
+    `share_prompt=True` also reads the prompt that chosen and rejected have in common once, where
+    the model allows it; the numbers are then equal to rounding (helpers.shared_prompt).
+    """
+
+    def __init__(self, *positional, reference_folder=None, share_prompt=False, **named):
+        given = inspect.signature(DPOTrainer).bind(*positional, **named).arguments
+        config = given.get("args")
+        pictures = {"image", "images"} & set(column_names(given.get("train_dataset")) or ())
+        cached = bool(pictures and config and config.precompute_ref_log_probs)
+        if cached:  # TRL raises for this setting: it is put back below
+            given["args"] = copy.copy(config)
+            given["args"].precompute_ref_log_probs = False
+        super().__init__(**given)
+        self.args.precompute_ref_log_probs = cached or self.args.precompute_ref_log_probs
+        hook_once(backbone(self.model, whole=True))
+
+        self.unshared = why_not(self) if self._is_vision_dataset else None
+        if self.unshared:
+            logger.warning(f"pictures are encoded for every pass: {self.unshared}")
+        elif self._is_vision_dataset:
+            self.data_collator = EachImageOnce(**vars(self.data_collator))
+        apart = self.unshared or why_not_packed(backbone(self.model))
+        self.share_prompt = share_prompt and not apart
+        if share_prompt and apart:
+            logger.warning(f"chosen and rejected are read apart: {apart}")
+        if cached:
+            self._cache_reference(reference_folder)
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        with self._sharing(model):
+            return super()._compute_loss(model, self.encoded(inputs), return_outputs)
+
+    def compute_ref_log_probs(self, model, inputs):
+        with self._sharing(model):
+            return super().compute_ref_log_probs(model, self.encoded(inputs))
+
+    @contextmanager
+    def _sharing(self, model):
+        with ExitStack() as stack:
+            stack.enter_context(only_scored_positions())
+            if self.share_prompt:
+                models = {self.accelerator.unwrap_model(model), self.ref_model or self.model}
+                for eye in {backbone(one) for one in models}:
+                    stack.enter_context(shared_prompts(eye))
+            yield
+
+    def encoded(self, inputs):
+        """A batch with features where it had pictures, for chosen and rejected both."""
+        if self.unshared or "pixel_values" not in inputs:
+            return inputs
+        eye = backbone(self.accelerator.unwrap_model(self.model))
+        taken = set(inspect.signature(eye.get_image_features).parameters) & set(inputs)
+        with torch.no_grad():
+            features = eye.get_image_features(**{k: inputs[k] for k in taken}, return_dict=True)
+        rest = {k: v for k, v in inputs.items() if not k.startswith("pixel_")}
+        if self.share_prompt:
+            prompt = (inputs["attention_mask"] - inputs["completion_mask"]).sum(1)
+            rest["prompt_tokens"] = prompt[: len(prompt) // 2]
+            return {**rest, "mm_encoder_outputs": {"image": features}}
+        # What is left beside the pixels, such as Qwen's `image_grid_thw`, also places the tokens.
+        rest |= {k: torch.cat([rest[k]] * 2) for k in taken & set(rest)}
+        return {**rest, "mm_encoder_outputs": {"image": twice(features)}}
+
+    # --- the cached reference ----------------------------------------------------------------
+
+    def _cache_reference(self, folder):
+        self.precompute_ref_logps = True  # from here on TRL reads the columns instead of computing
+        self.reference_folder = folder
+        self.train_dataset = self._with_reference(self.train_dataset)
+        parts = self.eval_dataset
+        if isinstance(parts, dict):
+            self.eval_dataset = {name: self._with_reference(part) for name, part in parts.items()}
+        elif parts is not None:
+            self.eval_dataset = self._with_reference(parts)
+
+    def _with_reference(self, dataset):
+        return add_reference_logps(self, dataset, self.reference_folder)
+
+    def evaluate(self, eval_dataset=None, *positional, **named):
+        cached = self._is_vision_dataset and self.precompute_ref_logps
+        if cached and isinstance(eval_dataset, (Dataset, IterableDataset)):
+            eval_dataset = self._with_reference(eval_dataset)
+        return super().evaluate(eval_dataset, *positional, **named)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [c for c in REFERENCE if c not in self._signature_columns]
+
+
+# --- the batch -----------------------------------------------------------------------------
+
+
+class EachImageOnce(DataCollatorForVisionPreference):
+    """TRL's collator, with each prompt and its pictures processed once and not once an answer.
+
+    `input_ids` and masks are TRL's: 2 rows a pair, the chosen first. What is made of pictures, such
+    as `pixel_values`, has one entry a pair. Passes on the reference's columns, as float32.
+    """
+
+    def torch_call(self, examples):
+        reference = {
+            name: torch.tensor([example[name] for example in examples])
+            for name in REFERENCE
+            if name in examples[0]
+        }
+        whole, self.processor = self.processor, _OnceAPair(self.processor)
+        try:
+            return {**super().torch_call(examples), **reference}
+        finally:
+            self.processor = whole
+
+
+class _OnceAPair:
+    """A processor for TRL's collator, which gives it all prompts twice."""
+
+    per_token = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __getattr__(self, name):
+        return getattr(self.processor, name)
+
+    def __call__(self, text, images=None, **settings):
+        if images is None:
+            return self.processor(text=text, **settings)
+        half = len(text) // 2
+        assert text[:half] == text[half:], "TRL's collator no longer gives the prompts twice"
+        batch = self.processor(images=images[:half], text=text[:half], **settings)
+        for name in self.per_token:
+            if name in batch:
+                batch[name] = torch.cat([batch[name]] * 2)
+        return batch
+
+
+# --- the model -----------------------------------------------------------------------------
+
+
+def backbone(model, whole=False):
+    """The model below adapters: with its head if `whole`, else vision, connector, text model."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    return model if whole else model.base_model
+
+
+def twice(features):
+    """What `get_image_features` gave, for all pictures and then for all of them once more."""
+
+    def repeat(one):
+        return torch.cat([one, one]) if isinstance(one, torch.Tensor) else [*one, *one]
+
+    fields = {"pooler_output": repeat(features.pooler_output)}
+    if features.get("deepstack_features") is not None:  # a list of layers
+        fields["deepstack_features"] = [repeat(layer) for layer in features.deepstack_features]
+    return type(features)(**fields)
+
+
+@contextmanager
+def only_scored_positions():
+    """Logits for completion tokens alone, on every device.
+
+    TRL's head does so where it has a Triton kernel; elsewhere it projects every position to the
+    vocabulary and throws the prompt's away.
+    """
+    with patch.object(trl.trainer.utils, "_use_triton", lambda device: True):
+        yield
+
+
+def hook_once(model):
+    """Make `enable_input_require_grads` take back its earlier hooks before it sets new ones.
+
+    TRL switches checkpointing off and on in every step, and each time one more hook stayed on every
+    embedding.
+    """
+
+    def enable(self):
+        self.disable_input_require_grads()
+        type(self).enable_input_require_grads(self)
+
+    model.enable_input_require_grads = MethodType(enable, model)
+
+
+def why_not(trainer):
+    """The reason why this trainer's pictures cannot be shared, in words, or None."""
+    eye = backbone(trainer.model)
+    if type(trainer.data_collator) is not DataCollatorForVisionPreference:
+        return "the data_collator is your own"
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return "the weights may be sharded"
+    forward = inspect.signature(type(eye).forward).parameters
+    if not hasattr(eye, "get_image_features") or "mm_encoder_outputs" not in forward:
+        return f"{type(eye).__name__} does not take encoded pictures (`mm_encoder_outputs`)"
+    if eye.get_decoder() is eye:
+        return f"the language model of {type(eye).__name__} cannot be told from its vision tower"
+    for name, module in image_path(eye):
+        if reason := _changes(module):
+            return f"{name} {reason}"
+    if trainer.ref_model is not None and not _same_sight(eye, backbone(trainer.ref_model)):
+        return "ref_model sees with other weights than the policy"
+    return None
+
+
+def image_path(eye):
+    """(name, module) of all that a picture goes through before the language model."""
+    text = set(eye.get_decoder().modules())
+    return [(name, m) for name, m in eye.named_modules() if m is not eye and m not in text]
+
+
+def _changes(module):
+    """Why `module` may not compute the same for chosen and rejected, policy and reference."""
+    if any(weight.requires_grad for weight in module.parameters(recurse=False)):
+        return "is trained: freeze it, or give LoRA a regular expression for the language model"
+    if isinstance(module, BaseTunerLayer):
+        return "has an adapter, which the reference has not"
+    if isinstance(module, _BatchNorm):
+        return "is a batch norm, which depends on the other pictures"
+    if isinstance(module, torch.nn.Dropout) and module.p > 0:
+        return "drops out at random"
+    return None
+
+
+def _same_sight(eye, other):
+    theirs = dict(image_path(other))
+    return all(
+        name in theirs and torch.equal(weight, other_weight)
+        for name, module in image_path(eye)
+        for weight, other_weight in zip(
+            module.parameters(recurse=False),
+            theirs.get(name, module).parameters(recurse=False),
+            strict=True,
+        )
+    )
