@@ -33,13 +33,15 @@ from helpers.typeset import text_width
 __all__ = [
     "BASE", "CHOSEN", "CONTROL", "KINDS", "REJECTED", "RIGHT", "TUNED", "WRONG",
     "answer_card", "before_after", "beta_curves", "image_grid", "length_histogram",
-    "margin_histogram", "pair_card", "pair_cards", "token_strip", "training_curves",
+    "margin_histogram", "pair_card", "pair_cards", "step_times", "token_strip", "training_curves",
 ]  # fmt: skip
 
 KINDS = {"image": "#56B4E9", "prompt": "#D9D9D9", "completion": "#F0E442", "padding": "#FFFFFF"}
 TOKEN_SIZE, TOKEN_LINE = 10, 23  # points: the text, and from one line of boxes to the next
 LEGEND_LINE = 1.3  # lines of boxes that a line of the legend takes
 LEGEND = {"fontsize": 10, "framealpha": 0.85, "edgecolor": "none"}
+
+PARTS = ("#BBBBBB", "#56B4E9", "#009E73", "#F0E442", "#D55E00")  # of a step, from the left
 
 # --- tokens --------------------------------------------------------------------------------
 
@@ -189,6 +191,26 @@ def _curve(ax, history, key, colour, smooth):
 def _logged(history, key):
     rows = [row for row in history if key in row]
     return [row["step"] for row in rows], [row[key] for row in rows]
+
+
+def step_times(times, ax=None):
+    """A bar for each trainer, of the parts of its step. `times`: {name: {part: seconds}}.
+
+    Parts of more than a twelfth of the longest bar have their milliseconds written in.
+    """
+    ax = _axis(ax, (8, 0.8 * len(times) + 1.4))
+    names, longest = list(times), max(sum(parts.values()) for parts in times.values())
+    left = np.zeros(len(names))
+    for part, colour in zip(next(iter(times.values())), PARTS, strict=True):
+        seconds = np.array([times[name][part] for name in names])
+        bars = ax.barh(names, seconds, left=left, color=colour, edgecolor="white", label=part)
+        labels = [f"{1000 * s:.0f}" if s > longest / 12 else "" for s in seconds]
+        ax.bar_label(bars, labels, label_type="center", fontsize=10)
+        left += seconds
+    ax.invert_yaxis()
+    _finish(ax, "Where the time of a step goes", "seconds (in the bars: milliseconds)", "")
+    ax.legend(**LEGEND, loc="upper center", bbox_to_anchor=(0.45, -0.3), ncols=len(PARTS))
+    return ax
 
 
 def margin_histogram(before, after, ax=None):

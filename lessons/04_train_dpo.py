@@ -24,7 +24,7 @@ OUT = "runs/04"  # checkpoints and the adapter; on Colab: "/content/drive/MyDriv
 # ends. Run `from google.colab import drive; drive.mount("/content/drive")` in a cell of its own and
 # set `OUT` to a folder there. (This was not run on Colab.)
 #
-# The usual imports. What is new here comes from `helpers.trainer`, a few lines around TRL's own
+# The usual imports. What is new here comes from `helpers.trainer`, a few lines around TRL's
 # `DPOTrainer`, and from `helpers.checkpoints`, which keeps a run through a lost connection.
 
 # %%
@@ -32,8 +32,9 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from trl import DPOTrainer
 
-from helpers import checkpoints, plots, pocket, world
+from helpers import checkpoints, plots, pocket, steptime, world
 from helpers.generate import answer_logps, answers
 from helpers.models import load_policy
 from helpers.preferences import load_raw, require_sound, to_conversational
@@ -72,9 +73,9 @@ _ = plots.pair_cards([raw[i] for i in range(2)])
 # %% [markdown]
 # ## Before the first step
 #
-# `dpo_trainer` is a thin layer over TRL's own `DPOTrainer`: the settings of lesson 03, a new LoRA
-# adapter on the language model, and no reference, because the reference is the same model with the
-# adapter switched off.
+# `dpo_trainer` gives TRL's trainer the settings of lesson 03, a new LoRA adapter on the language
+# model, and no reference, because the reference is the same model with the adapter switched off.
+# What it builds is a `SharedImageDPOTrainer`: TRL's own, but for one thing that we look at below.
 
 # %%
 folder = Path(OUT, track.name)
@@ -92,10 +93,8 @@ for name, value in measured.items():
 
 # %% [markdown]
 # The loss is ln 2 = 0.6931 and the margin is 0. The accuracy is 0 and not one half, because TRL
-# counts only margins strictly above 0. `image_effect` is how far the log-probs move when the
-# pictures are painted grey: the model does look.
-#
-# (`image_effect` is a mean over all words that could have been said, not over the answer's.)
+# counts only margins strictly above 0. `image_effect` is how far the log-prob of an answer moves, in
+# nats, when its picture is painted grey: the model does look.
 #
 # Those numbers cost a second and stop the most expensive mistakes. Here are three, made on purpose.
 # None of them raises an error by itself.
@@ -149,6 +148,81 @@ stopped("wrong reference", with_used_adapter)
 blind = load_policy(track)[0]
 blind.model.connector.register_forward_hook(lambda layer, given, out: torch.zeros_like(out))
 stopped("blind model", lambda: dpo_trainer(blind, processor, rows, track, folder))
+
+# %% [markdown]
+# ## Where the time goes
+#
+# A pair is one picture and two answers. TRL's trainer puts the picture through the processor twice,
+# once for each answer, and through the vision tower four times: policy and reference read both
+# answers. But the tower is frozen, so it sees the same thing four times. Where the model is mostly
+# tower, that is most of the work.
+#
+# `trainer_class=DPOTrainer` builds TRL's own. Neither of these two is trained: we only take one
+# batch through them.
+
+
+# %%
+def build(**choice):
+    model = load_policy(track)[0]
+    return dpo_trainer(model, processor, pairs, track, folder / "once", **settings, **choice)
+
+
+stock, shared = build(trainer_class=DPOTrainer), build()
+batch_of_pairs = pairs.select(range(track.batch_size))
+
+# %% [markdown]
+# **Predict:** which part of TRL's step is the largest for this model, and which parts will shrink
+# when each picture is looked at once?
+
+# %%
+times = {
+    "TRL's DPOTrainer": steptime.step_times(stock, batch_of_pairs),
+    "each picture once": steptime.step_times(shared, batch_of_pairs),
+}
+_ = plots.step_times(times)
+
+# %% [markdown]
+# The tower's part shrinks to about a quarter and the preparation to about half. The head shrinks as
+# well: TRL scores every token of the prompt on a CPU and throws it away; only the answer's tokens
+# count. On pocket the language model is the larger part, so the whole step gains little:
+
+# %%
+whole = {name: sum(parts.values()) for name, parts in times.items()}
+stock_time, shared_time = whole.values()
+print(f"one step: {stock_time:.2f} s and {shared_time:.2f} s, {stock_time / shared_time:.1f} times")
+
+# %% [markdown]
+# SmolVLM is built the other way round: a picture in 17 tiles is {BENCH}
+#
+# Faster is worth nothing if it is not the same. So: one batch, both trainers, the same weights.
+# Compare the loss and the gradient of every trained weight.
+
+
+# %%
+def loss_and_gradients(run):
+    batch = run._prepare_inputs(run.data_collator(list(batch_of_pairs)))
+    with run.compute_loss_context_manager():  # the track's precision
+        loss = run.compute_loss(run.model.train(), batch)
+    loss.backward()
+    trained = {n: w for n, w in run.model.named_parameters() if w.requires_grad}
+    return loss.item(), {name: weight.grad.cpu() for name, weight in trained.items()}
+
+
+(loss, gradients), (shared_loss, shared_gradients) = map(loss_and_gradients, (stock, shared))
+apart = max((shared_gradients[name] - g).abs().max().item() for name, g in gradients.items())
+print(f"loss {loss:.8f} and {shared_loss:.8f}; largest difference of a gradient: {apart}")
+assert apart == 0 if track.device == "cpu" else apart < 1e-2
+
+# %% [markdown]
+# The same to the last bit on a CPU. On a GPU the order of sums may differ. When something on the
+# picture's path is trained, sharing would be wrong; then the trainer says so and does what TRL does.
+#
+# Two more things can be saved on request, and are equal only to rounding:
+# `precompute_ref_log_probs=True` computes the reference once and keeps it on disk, and
+# `share_prompt=True` reads the prompt of chosen and rejected once.
+
+# %%
+stock = shared = None  # each holds a whole model
 
 # %% [markdown]
 # ## Train and watch

@@ -195,6 +195,7 @@ def test_token_strip_refuses_what_does_not_fit():
         lambda ax: plots.beta_curves((0.1, 0.5), ax),
         lambda ax: plots.margin_histogram([0.0, 0.0], [1.0, -1.0], ax),
         lambda ax: plots.before_after(["Hal"], {"base": [0.4], "tuned": [0.2]}, ax=ax),
+        lambda ax: plots.step_times({"a": dict(zip("pqrst", range(1, 6), strict=True))}, ax),
     ],
 )
 def test_labels_and_title_are_set_and_the_axis_comes_back(draw):
