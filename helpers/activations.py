@@ -5,7 +5,8 @@
 How TRL 1.16 runs a step: the policy reads chosen and rejected, two rows a pair with the picture in
 both, and keeps what its backward pass needs; the reference reads the same rows and keeps nothing;
 then the backward pass. Memory peaks where all that is kept meets the largest piece of work: a tile
-of logits, or one block of a tower. Read from trl/trainer/dpo_trainer.py,
+of logits, or one block of a tower. Where pictures are shared (helpers.shared_images) the tower has
+half the rows, keeps nothing, and only answers are scored. Read from trl/trainer/dpo_trainer.py,
 trl/kernels/chunked_logprob.py and transformers/models/idefics3. On the CPU it meets the record of
 torch's allocator (`python -m benchmarks.gpu_rehearsal --cpu`); a GPU's kernels, autocast and
 allocator have not been measured.
@@ -29,25 +30,29 @@ def at_the_peak(model, plan):
     # Each tile stands between two markers.
     per_picture = plan.tiles * (tile_tokens(model.config) + 2)
     tokens = rows * (per_picture + plan.text_tokens + plan.answer_tokens)
-    patches = rows * plan.tiles * patches_across(model.config) ** 2
+    seen = (plan.pairs if plan.shared else rows) * plan.tiles  # tiles that the tower reads at once
+    patches = seen * patches_across(model.config) ** 2
 
     layer = tokens * text_layer(text, plan) + _mask(rows, tokens, plan)
     work = tokens * 3 * text.intermediate_size * plan.size  # gradients inside the MLP
     if plan.checkpointing:  # only the input of each block is kept; one block is made again
         kept = text.num_hidden_layers * tokens * text.hidden_size
-        kept += vision.num_hidden_layers * patches * vision.hidden_size
+        if not plan.shared:
+            kept += vision.num_hidden_layers * patches * vision.hidden_size
         kept, work = kept * BYTES[plan.dtype], work + layer
     else:
         kept = text.num_hidden_layers * layer
         if plan.rank is None:  # a frozen vision tower keeps nothing, a trained one does
             kept += vision.num_hidden_layers * patches * vision_block(vision, plan)
-    kept += rows * plan.tiles * vision.image_size**2 * (3 * 4 + 8)  # float32 pixels, int64 mask
-    kept += cast_copies(model, plan)
+    pixels = seen * vision.image_size**2 * (3 * 4 + 8)  # float32 colours, int64 mask
+    kept += pixels + cast_copies(model, plan)
 
     logits = logits_tile(text, plan, rows, tokens)
-    work = max(work, patches * vision_work(vision, plan))
+    sight = patches * vision_work(vision, plan)
     # A block's work and a tile of logits are never alive together: the larger one counts.
-    return kept + max(0, work - logits), logits
+    if plan.shared:  # and the tower is done before the language model keeps anything
+        return max(kept + max(0, work - logits), pixels + sight - logits), logits
+    return kept + max(0, max(work, sight) - logits), logits
 
 
 def text_layer(text, plan):
@@ -81,7 +86,9 @@ def vision_block(vision, plan):
 def vision_work(vision, plan):
     """Bytes for each patch while one block of the vision tower is worked on."""
     width, inner = vision.hidden_size, vision.intermediate_size
-    if not plan.checkpointing:  # the reference's pass: residual, norm, MLP before and after GELU
+    if (
+        plan.shared or not plan.checkpointing
+    ):  # a pass without gradients: residual, norm, MLP before and after GELU
         return 2 * width * 4 + 2 * inner * plan.size
     # TRL's hooks on every embedding send gradients through the frozen tower too: two norms and the
     # residual's gradient; queries, keys, values, output; the MLP's inside and its two gradients.
@@ -104,7 +111,8 @@ def logits_tile(text, plan, rows, tokens):
     if plan.device == "cuda":  # only the answers are scored, and the kernel works in place
         return min(rows * plan.answer_tokens, TILE_POSITIONS) * TILE_ENTRIES * plan.size
     copies = CPU_COPIES * 4 * min(text.vocab_size, TILE_ENTRIES)
-    return min(tokens, TILE_POSITIONS) * (TILE_ENTRIES * plan.size + copies)
+    scored = rows * plan.answer_tokens if plan.shared else tokens  # TRL's scores all on a CPU
+    return min(scored, TILE_POSITIONS) * (TILE_ENTRIES * plan.size + copies)
 
 
 def text_linears(model):

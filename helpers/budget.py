@@ -48,6 +48,7 @@ class Plan:
     autocast: str | None = None  # "fp16", "bf16" or None
     quantize: bool = False
     checkpointing: bool = False  # of activations
+    shared: bool = False  # each picture once a pair (helpers.shared_images), not as TRL does
     device: str = "cpu"
 
     def __post_init__(self):
@@ -62,6 +63,8 @@ class Plan:
                 "without an adapter (rank=None) the base itself is trained, in float32: set "
                 "dtype='float32' and quantize=False, or give a rank"
             )
+        if self.rank is None and self.shared:
+            raise BudgetError("pictures are shared where the tower is frozen: give a rank")
 
     @property
     def size(self):

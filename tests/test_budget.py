@@ -19,6 +19,7 @@ from helpers import activations, budget, models, pocket, smolvlm
 from helpers.budget import BudgetError, Plan
 from helpers.machine import Machine
 from helpers.messages import turns
+from helpers.shared_images import SharedImageDPOTrainer
 from helpers.tracks import TRACKS, choose
 from helpers.trainer import dpo_config, dpo_trainer
 from helpers.world import draw, sample_scenes
@@ -161,9 +162,14 @@ def step(processor, tmp_path, plan, model=None, reference=None):
         "activation_checkpointing": plan.checkpointing, "bf16": plan.autocast == "bf16",
         "gradient_checkpointing": plan.checkpointing, "disable_tqdm": True,
     }  # fmt: skip
-    pairs, track = pairs_of(2 * plan.pairs, plan.answer_tokens), choose("pocket")
+    # A plan knows the longest answer alone; where only answers are scored, padding costs nothing.
+    short = plan.answer_tokens if plan.shared else 30
+    pairs, track = pairs_of(2 * plan.pairs, plan.answer_tokens, short), choose("pocket")
     if plan.rank:
-        trainer = dpo_trainer(model, processor, pairs, track, tmp_path, **settings)
+        kind = SharedImageDPOTrainer if plan.shared else DPOTrainer
+        trainer = dpo_trainer(
+            model, processor, pairs, track, tmp_path, trainer_class=kind, **settings
+        )
     else:
         config = dpo_config(track, tmp_path, **settings)
         trainer = DPOTrainer(
@@ -183,6 +189,9 @@ STEPS = {
     "checkpointing": {"pairs": 2, "checkpointing": True},
     "autocast": {"pairs": 2, "autocast": "bf16"},
     "autocast, checkpointing": {"pairs": 2, "autocast": "bf16", "checkpointing": True},
+    "shared": {"pairs": 2, "shared": True},
+    "shared, checkpointing": {"pairs": 2, "shared": True, "checkpointing": True},
+    "shared, autocast": {"pairs": 2, "shared": True, "autocast": "bf16"},
 }
 
 
