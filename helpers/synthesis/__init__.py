@@ -1,9 +1,21 @@
-"""Preference pairs made from a model's own answers.
+"""Make preference pairs: from a model's own answers, or by a whole pipeline of models.
 
     pairs = rank_own_samples(model, processor, preference_scenes(400))     # raw RLAIF-V columns
 
 Four sampled answers to one question about one picture are graded by the exact truth of the pocket
-world; the best is chosen, the worst is rejected, and equally good ones make no pair.
+world; the best is chosen, the worst is rejected, and equally good ones make no pair. That is the
+short way, here on one page. The long one draws pictures for prompts and has models judge:
+
+    pairs = run(prompts, Parts(generator, image_reward, answerers, answer_reward), Settings(), out)
+
+| module | what is in it |
+|---|---|
+| `items` | what goes through the pipeline, and what a stage is |
+| `plan` | the parts and settings of a run, and its identity |
+| `pipeline` | `run`: draw, rank, answer, score, pair |
+| `calling`, `store` | a stage called on batches, faults named; the folder that keeps the results |
+| `pairing`, `filters`, `card` | rules for pairs; what is dropped; how every pair came to be |
+| `pocket_parts` | stages of the pocket track |
 """
 
 import json
@@ -12,6 +24,16 @@ from datasets import Dataset, Image
 
 from helpers import world
 from helpers.pocket import captions
+from helpers.synthesis.filters import Filters
+from helpers.synthesis.items import Drawn, Item, Prompt, Score, SynthesisError, text_only
+from helpers.synthesis.pairing import best_worst, rlaifv_pairs
+from helpers.synthesis.pipeline import run
+from helpers.synthesis.plan import Parts, Settings
+
+__all__ = [
+    "Drawn", "Filters", "Item", "Parts", "Prompt", "Score", "Settings", "SynthesisError",
+    "best_worst", "preference_scenes", "rank_own_samples", "rlaifv_pairs", "run", "text_only",
+]  # fmt: skip
 
 
 def preference_scenes(count, seed=0):
