@@ -16,32 +16,24 @@ from pathlib import Path
 
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
-from PIL import Image as PILImage
+from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
 from helpers import world
+from helpers.formatting import CONVERSATIONAL, to_conversational
 from helpers.hub.streaming import stream_pairs
-from helpers.messages import conversation
 from helpers.soundness import PreferenceDataError, Problem, check_pairs, require_sound
-from helpers.stored import RAW_COLUMNS, RAW_NEEDED, column_names, image_digest, image_groups
+from helpers.stored import RAW_COLUMNS, image_digest, image_groups
 
 __all__ = [
-    "PreferenceDataError", "Problem", "RAW_COLUMNS", "check_pairs", "image_digest", "load",
-    "load_photos", "load_raw", "require_sound", "save", "split_by_image", "to_conversational",
-    "word_diff",
+    "CONVERSATIONAL", "PreferenceDataError", "Problem", "RAW_COLUMNS", "check_pairs",
+    "image_digest", "load", "load_photos", "load_raw", "require_sound", "save", "split_by_image",
+    "to_conversational", "word_diff",
 ]  # fmt: skip
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 POCKET_PAIRS = DATA / "pocket" / "preferences.parquet"
 PHOTO_PAIRS = DATA / "photos" / "preferences.parquet"
-
-# Parts of a content as Json keep the keys they have. As one Arrow struct, every part would get the
-# keys of all of them, filled with None, and an empty `image` makes a text a picture to some models.
-_MESSAGES = List({"role": Value("string"), "content": List(Json())})
-CONVERSATIONAL = Features(
-    images=List(Image()), prompt=_MESSAGES, chosen=_MESSAGES, rejected=_MESSAGES
-)
 
 
 # --- load ------------------------------------------------------------------------------------
@@ -117,51 +109,6 @@ def _drawing(origin_split, row):
 def _enough(there, count, who):
     if there < (count or 1):
         raise PreferenceDataError(f"{who} {there} pairs, not {count or 'one'}: ask for fewer")
-
-
-# --- format ----------------------------------------------------------------------------------
-
-
-def to_conversational(dataset, num_proc=None):
-    """Raw columns in; `images`, `prompt`, `chosen`, `rejected` out, as TRL's DPOTrainer wants them.
-
-    Works on a Dataset and on a stream; image bytes are passed on, never decoded. Rows stay in
-    order, and bad ones stay too: `check_pairs` finds them. num_proc: worker processes for a
-    Dataset. Raises PreferenceDataError for a missing column.
-    """
-    columns = column_names(dataset)
-    _need(columns, RAW_NEEDED)
-    if isinstance(dataset, IterableDataset):
-        dataset = dataset.decode(False) if dataset.features else dataset
-        # A stream decodes what a cast declares; what `map` declares it takes for decoded already.
-        return dataset.map(_format_row, remove_columns=columns).cast(CONVERSATIONAL)
-    dataset = dataset.with_format(None).cast_column("image", Image(decode=False))
-    return dataset.map(
-        _format_row, remove_columns=columns, features=CONVERSATIONAL, num_proc=num_proc
-    )
-
-
-def _format_row(row):
-    image = row["image"]
-    if isinstance(image, dict):
-        data, path = image.get("bytes"), image.get("path")
-        # With a path beside the bytes, `datasets` takes a local file of that name for the image.
-        stored = {"bytes": data, "path": path if data is None else None}
-        image = None if data is None and path is None else stored
-    elif isinstance(image, PILImage.Image) and image.format:
-        raise PreferenceDataError(
-            "this stream decodes its images before they get here, which would change their bytes: "
-            "call .decode(False) on it right after load_dataset"
-        )
-    return {"images": [image], **conversation(row)}
-
-
-def _need(columns, wanted):
-    if missing := [column for column in wanted if column not in columns]:
-        raise PreferenceDataError(
-            f"the raw column `{'`, `'.join(missing)}` is missing (there are: "
-            f"{', '.join(columns)}): rename the one that holds it"
-        )
 
 
 # --- split, save, compare --------------------------------------------------------------------

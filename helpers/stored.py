@@ -67,7 +67,7 @@ def _stored_rows(dataset):
     pictures = [c for c in wanted if c in ("image", "images")]
     words = [c for c in wanted if c not in pictures]
     texts = dataset.select_columns(words).with_format(None) if words else repeat({})
-    # Arrow tables give the stored bytes; a cast to Image(decode=False) would copy every image.
+    # Arrow tables give the stored bytes.
     tables = dataset.select_columns(wanted).with_format("arrow")
     for text, table in zip(texts, tables, strict=False):
         yield {**text, **{column: table[column][0].as_py() for column in pictures}}

@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Val
 from PIL import Image as PILImage
 
 from helpers import pocket, preferences, world
+from helpers.messages import conversation
 from helpers.preferences import (
     RAW_COLUMNS,
     PreferenceDataError,
@@ -55,7 +56,7 @@ def raw(count=6):
 
 def chat_row(seed=0, images=1):
     """One sound conversational row, as plain Python."""
-    row = preferences.conversation(raw_rows(seed + 1)[seed])
+    row = conversation(raw_rows(seed + 1)[seed])
     row["prompt"][0]["content"] = [{"type": "image"}] * images + row["prompt"][0]["content"][1:]
     return {"images": [{"bytes": jpeg(seed + 50 * i), "path": None} for i in range(images)], **row}
 

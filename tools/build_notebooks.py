@@ -183,6 +183,7 @@ def execute(notebook, output, parameters, **hooks):
         parameters,
         cwd=ROOT,
         progress_bar=False,
+        store_widget_state=False,  # GitHub shows no notebook that has it
         extra_arguments=QUIET_KERNEL,
         **hooks,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROGRESS_BAR = re.compile(r"\d+%\|.*\|")  # tqdm's; its last state tells a reader nothing
 WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET_BAR = re.compile(r"\d+%\|.*\||\[\d+:\d\d[,<].*\]")  # tqdm's in a notebook, as plain text
 # Text that only makes sense on the machine that built the notebook.
 MACHINE_PATHS = re.compile(
     r"site-packages/|ipykernel_\d+|/(?:home|Users|root|tmp|var/folders)/|[A-Z]:\\+Users"
@@ -17,9 +18,10 @@ MACHINE_PATHS = re.compile(
 
 
 def tidy(outputs):
-    """Join pieces of a stream, show what carriage returns left standing, drop progress bars."""
+    """Join pieces of a stream, show what carriage returns left standing, drop progress bars, and
+    of a widget that is written in HTML, too, keep that."""
     kept = []
-    for output in outputs:
+    for output in (without_live_view(one) for one in outputs if not is_widget_bar(one)):
         last = kept[-1] if kept else None
         if last and output.output_type == last.output_type == "stream" and output.name == last.name:
             last.text += output.text
@@ -30,6 +32,19 @@ def tidy(outputs):
             lines = [overwrite(line) for line in output.text.split("\n")]
             output.text = "\n".join(line for line in lines if not PROGRESS_BAR.search(line))
     return [output for output in kept if output.output_type != "stream" or output.text.strip()]
+
+
+def is_widget_bar(output):
+    data = output.get("data", {})
+    return WIDGET in data and bool(WIDGET_BAR.search(data.get("text/plain", "")))
+
+
+def without_live_view(output):
+    """A widget with text/html of its own is published as that: it needs no kernel."""
+    output = output.copy()
+    if "text/html" in output.get("data", {}):
+        output.data = {kind: value for kind, value in output.data.items() if kind != WIDGET}
+    return output
 
 
 def overwrite(line):
