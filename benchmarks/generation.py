@@ -5,6 +5,7 @@
 Every way does the same items of the pocket world in the same process, in turn, several rounds; a
 ratio compares two ways of one round, so that a neighbour on the same machine slows both. Reported
 are medians over the rounds and [lowest, highest]. Writes benchmarks/results/generation.json.
+`benchmarks.bench` runs the same ways of one kind as a Contest of benchmarks.side_by_side.
 
 The items: `captions` of 1,000 scenes; `mixed`, as many captions and generated answers to probes in
 random order; and 1,000 `probes`, generated or read off the first token.
@@ -12,16 +13,17 @@ random order; and 1,000 `probes`, generated or read off the first token.
 
 import argparse
 import json
-import platform
 import random
-import time
+from collections import Counter
 from pathlib import Path
-from statistics import median
+from types import SimpleNamespace
 
 import torch
 from tqdm.auto import tqdm
 
-from helpers import pocket, world
+from benchmarks import flops
+from benchmarks.side_by_side import CLOCKS, Contest, Side, processor_name, spread, timed
+from helpers import pocket, smolvlm, world
 from helpers.generate import answering, answers, yes_no_answers
 from helpers.messages import turns
 from helpers.metrics import parse_yes_no
@@ -57,24 +59,24 @@ def one_round(model, processor, options):
     """({kind of items: {way: items per second}}, {kind: {way: how many answers are the same}})"""
     rates, same = {}, {}
     for kind, (images, asked) in items(options.items).items():
-        ways = ways_to_answer(model, processor, images, asked, options)
-        if kind != "probes":
-            del ways["first token"]
-        found = {way: timed(run) for way, run in ways.items()}
+        ways = ways_of(kind, model, processor, images, asked, options)
+        found = {way: paced(run) for way, run in ways.items()}
         rates[kind] = {way: rate for way, (_, rate) in found.items()}
         same[kind] = agreement({way: texts for way, (texts, _) in found.items()})
     return rates, same
 
 
-def ways_to_answer(model, processor, images, asked, options):
+def ways_of(kind, model, processor, images, asked, options):
     few, size = slice(0, options.alone), options.batch_size
     given = model, processor, images, asked
-    return {
+    ways = {
         "one at a time": lambda: by_hand(model, processor, images[few], asked[few]),
         "in batches": lambda: in_order(*given, size),
         "longest first": lambda: answers(*given, batch_size=size, max_new_tokens=TOKENS),
-        "first token": lambda: yes_no_answers(*given, batch_size=size),
     }
+    if kind == "probes":
+        ways["first token"] = lambda: yes_no_answers(*given, batch_size=size)
+    return ways
 
 
 def items(count):
@@ -117,11 +119,9 @@ def in_order(model, processor, images, asked, size):
     return [text for start in rows[::size] for text in job.run(rows[start : start + size])]
 
 
-def timed(run):
-    """(texts, {clock: items per second}); "cpu" leaves out what a neighbour had of the core."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    texts = run()
-    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+def paced(run):
+    """(texts, {clock: items per second})"""
+    texts, seconds = timed(run)
     return texts, {clock: len(texts) / value for clock, value in seconds.items()}
 
 
@@ -143,11 +143,11 @@ def summary(rounds):
         "mixed": [("longest first", "one at a time"), ("longest first", "in batches")],
         "probes": [("first token", "longest first"), ("first token", "one at a time")],
     }
-    rates, clocks = [rate for rate, _ in rounds], ("wall", "cpu")
+    rates = [rate for rate, _ in rounds]
     return {
         "items_per_second": {
             kind: {
-                way: {clock: spread([r[kind][way][clock] for r in rates]) for clock in clocks}
+                way: {clock: spread([r[kind][way][clock] for r in rates]) for clock in CLOCKS}
                 for way in ways
             }
             for kind, ways in rates[0].items()
@@ -155,7 +155,7 @@ def summary(rounds):
         "times_as_fast": {
             f"{kind}: {fast} / {slow}": {
                 clock: spread([r[kind][fast][clock] / r[kind][slow][clock] for r in rates])
-                for clock in clocks
+                for clock in CLOCKS
             }
             for kind, pairs in compared.items()
             for fast, slow in pairs
@@ -164,17 +164,38 @@ def summary(rounds):
     }
 
 
-def spread(values):
-    low, high = min(values), max(values)
-    return f"{median(values):.2f} [{low:.2f}, {high:.2f}]"
+# --- as a Contest --------------------------------------------------------------------------
 
 
-def processor_name():
-    """What Linux calls the processor; its architecture elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+def build(settings, folder):
+    """The Contest of the ways to answer the items of one `kind`; `folder` is not needed."""
+    options = SimpleNamespace(**settings)
+    model, processor = pocket.load()
+    images, asked = items(options.items)[options.kind]
+    ways = ways_of(options.kind, model, processor, images, asked, options)
+    read = prompt_tokens(processor, images, asked)
+    said = [len(processor.tokenizer(text)["input_ids"]) + 1 for text in ways["longest first"]()]
+    sides = {}
+    for way, run in ways.items():
+        count = options.alone if way == "one at a time" else options.items
+        new = [1 if way == "first token" else min(length, TOKENS) for length in said[:count]]
+        sides[way] = Side(run, items=count, flop=mean_work(model.config, read[:count], new))
+    return Contest(sides, notes={"items": options.items, "one at a time": options.alone})
+
+
+def prompt_tokens(processor, images, asked):
+    texts = [
+        processor.apply_chat_template(turns(q), tokenize=False, add_generation_prompt=True)
+        for q in asked
+    ]
+    batch = processor(images=[[image] for image in images], text=texts, padding=True)
+    return [sum(mask) for mask in batch["attention_mask"]]
+
+
+def mean_work(config, read, new):
+    """The least FLOP of an answer, the mean over prompts of `read` and answers of `new` tokens."""
+    shapes, sizes = smolvlm.shapes(config), Counter(zip(read, new, strict=True))
+    return sum(n * flops.answer(shapes, 1, *size) for size, n in sizes.items()) / len(read)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@
     python -m benchmarks.gpu_rehearsal --tiny     # every line on the CPU, in small; stores nothing
 
 SmolVLM-256M, 500M and 2.2B have their published dimensions and random weights, pairs a photograph
-of 640 x 480 pixels, and training is the course's own: load_policy, dpo_trainer. The T4 cases take
-the precision of a T4 and cap torch's allocator at what torch reports of its memory; on a real T4
-the CUDA context comes out of that too. Each case has a process of its own, so that one without
-memory does not end the others; that is a finding and is stored. Cases that are stored already for
-this machine are not run again.
+of 640 x 480 pixels, and training is the course's own (load_policy, dpo_trainer) with TRL's trainer,
+whose memory the budget of lesson 03 predicts. The T4 cases take the precision of a T4 and cap
+torch's allocator at what torch reports of its memory; on a real T4 the CUDA context comes out of
+that too. Each case has a process of its own, so that one without memory does not end the others;
+that is a finding and is stored. Cases that are stored already for this machine are not run again.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""One DPO training at real size: random weights, photographs, the course's own trainer, the peak.
+"""One DPO training at real size: random weights, photographs, the course's settings, the peak.
 
     row = rehearse(Case("256M", "float32", "fp16", cap_gib=14.6))
-    peak, end = allocated(trainer.train)     # bytes on the CPU, by the allocator's record
 
-For benchmarks.gpu_rehearsal, which runs many; and for the tests of helpers.budget.
+The trainer is TRL's, whose memory helpers.budget predicts; benchmarks.bench shows how much less
+ours takes. For benchmarks.gpu_rehearsal, which runs many, and for the tests of helpers.budget.
+Its models and pairs are those of benchmarks.dpo_step too.
 """
 
-import gc
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from PIL import Image
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForImageTextToText, TrainerCallback
+from trl import DPOTrainer
 
+from benchmarks.side_by_side import allocated
 from helpers import pocket, smolvlm
 from helpers.budget import PARTS, budget, plan_for
 from helpers.messages import turns
@@ -118,6 +119,7 @@ def build(track, folder, case):
         model, processor, photograph_pairs(steps * accumulate * case.pairs), track, folder,
         activation_checkpointing=case.checkpointing, gradient_checkpointing=case.checkpointing,
         max_steps=steps, logging_steps=1, save_strategy="no", disable_tqdm=True,
+        trainer_class=DPOTrainer,  # whose memory helpers.activations counts
     )  # fmt: skip
     return trainer, plan_of(trainer, track, case.checkpointing)
 
@@ -131,8 +133,8 @@ def plan_of(trainer, track, checkpointing):
     return plan_for(track, pictures, text, answer, checkpointing=checkpointing)
 
 
-def photograph_pairs(count):
-    """Pairs in conversational form: photographs of 640 x 480, answers of ANSWERS tokens."""
+def photograph_pairs(count, size=(640, 480)):
+    """Pairs in conversational form: photographs of `size` pixels, answers of ANSWERS tokens."""
     words = "I see a red plate and a fork".split()
 
     def answer(length):  # the closing token comes on top
@@ -141,7 +143,7 @@ def photograph_pairs(count):
     files, rows = sorted(PHOTOS.glob("*.jpg")), []
     for i in range(count):
         with Image.open(files[i % len(files)]) as photograph:
-            images = [photograph.convert("RGB").resize((640, 480))]
+            images = [photograph.convert("RGB").resize(size)]
         chosen, rejected = map(answer, ANSWERS)
         rows.append(
             {"images": images, "prompt": turns("What do you see?"), "chosen": chosen,
@@ -193,21 +195,3 @@ def on_the_cpu(trainer):
     batch = trainer.data_collator([dict(trainer.train_dataset[i]) for i in range(size)])
     held += sum(values.numel() * values.element_size() for values in batch.values())
     return {"measured_gb": (held + allocated(trainer.train)[0]) / 1e9}
-
-
-def allocated(run):
-    """(peak, at the end): bytes that `run()` allocated on the CPU beyond what was there before.
-
-    From the profiler's record of every call of torch's allocator: the temporaries inside a kernel
-    count too, which a list of living tensors would miss. What numpy holds does not.
-    """
-    gc.collect()  # or what is left from earlier would be freed, and subtracted, during the run
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run()
-    events = record.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    live = peak = 0
-    for _, change in changes:
-        live += change
-        peak = max(peak, live)
-    return peak, live

@@ -1,0 +1,161 @@
+"""One DPO step, forward and backward, by TRL's trainer and by the one that shares pictures.
+
+    contest = build({**SMOLVLM, "edge": 2048, "checkpointing": True}, folder)
+    one_round(contest, 0)      # benchmarks.side_by_side
+
+SmolVLM has its published dimensions and random weights, the pocket model its own. All sides start
+from the same weights and work on the same pairs; each makes its batch with its own collator. Timed
+is `training_step`, after one step of `train()` has set everything up as in any training; making the
+batch is timed apart. `benchmarks.bench` runs it.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from trl import DPOTrainer
+
+from benchmarks import flops
+from benchmarks.rehearsal import cap, checkpoint, photograph_pairs
+from benchmarks.side_by_side import Contest, Side
+from helpers import smolvlm
+from helpers.machine import precision, this_machine
+from helpers.models import load_policy
+from helpers.preferences import load_raw, to_conversational
+from helpers.shared_images import SharedImageDPOTrainer
+from helpers.stored import digests_of
+from helpers.tracks import TRACKS
+from helpers.trainer import dpo_trainer
+
+T4_GIB = 14.6  # of memory that torch reports of a T4
+CACHED = {"precompute_ref_log_probs": True}
+# name of the side: (what makes its trainer, what differs in its DPOConfig)
+SIDES = {
+    "TRL": (DPOTrainer, {}),
+    "shared pictures": (SharedImageDPOTrainer, {}),
+    "and a cached reference": (SharedImageDPOTrainer, CACHED),
+    "and the prompt read once": (partial(SharedImageDPOTrainer, share_prompt=True), CACHED),
+}
+# A square picture of 2048 pixels is 17 tiles; one of 512 is 1 tile.
+SMOLVLM = {"model": "256M", "picture": [640, 640], "pairs": 1, "tiny": False}
+POCKET = {"model": "pocket", "pairs": 32}
+
+
+def build(settings, folder):
+    """The Contest of SIDES for settings such as SMOLVLM or POCKET, with `checkpointing`."""
+    track, pairs = course_of(settings, Path(folder))
+    trainers = {
+        name: trainer_of(kind, track, pairs, Path(folder) / name, settings["checkpointing"], **more)
+        for name, (kind, more) in SIDES.items()
+    }
+    for name, trainer in trainers.items():
+        require_shared(name, trainer)
+    made = lengths(trainers["TRL"])
+    least = partial(least_work, trainers["TRL"].model.config, made, track.lora_rank)
+    sides = {
+        name: side_of(trainer, least(trainer.precompute_ref_logps))
+        for name, trainer in trainers.items()
+    }
+    if track.device == "cuda":  # the other sides' weights are not to take from a side's memory
+        cap(T4_GIB + (len(trainers) - 1) * weights(trainers["TRL"]) / 2**30)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(track.autocast, torch.float32)
+    return Contest(sides, track.device, dtype, {"precision": str(dtype)[6:], **described(made)})
+
+
+def require_shared(name, trainer):
+    """Raises RuntimeError if a side would do what the stock trainer does, which it may with a
+    warning: then there is nothing to compare."""
+    asked, kind = SIDES[name][0], getattr(SIDES[name][0], "func", SIDES[name][0])
+    if kind is DPOTrainer:
+        return
+    if trainer.unshared:
+        raise RuntimeError(f"{name}: the pictures are not shared, as {trainer.unshared}")
+    if asked is not kind and not trainer.share_prompt:
+        raise RuntimeError(f"{name}: the prompt is not shared; the case's log says why")
+
+
+def course_of(settings, folder):
+    """(track, pairs): the track with the model and precision, the pairs of one batch."""
+    if settings["model"] == "pocket":
+        raw = load_raw(TRACKS["pocket"], count=settings["pairs"])
+        return replace(TRACKS["pocket"], batch_size=len(raw)), to_conversational(raw)
+    machine = this_machine()
+    chosen = precision(machine)
+    track = replace(
+        TRACKS["t4"],
+        model=str(checkpoint(settings["model"], folder / "model", settings["tiny"])),
+        dtype=chosen.dtype, autocast=chosen.autocast, device=machine.kind,
+        image_edge=settings["edge"], batch_size=settings["pairs"],
+    )  # fmt: skip
+    return track, photograph_pairs(settings["pairs"], tuple(settings["picture"]))
+
+
+def trainer_of(kind, track, pairs, folder, checkpointing, **changes):
+    """A trainer of this kind with the course's settings, for one step on all pairs at once."""
+    model, processor = load_policy(track)
+    return dpo_trainer(
+        model, processor, pairs, replace(track, accumulate=1), folder, trainer_class=kind,
+        activation_checkpointing=checkpointing, gradient_checkpointing=checkpointing,
+        max_steps=1, save_strategy="no", logging_strategy="no", disable_tqdm=True, **changes,
+    )  # fmt: skip
+
+
+def side_of(trainer, flop):
+    rows = list(trainer.train_dataset)
+    batch = collate(trainer, rows)
+    inputs = sum(values.numel() * values.element_size() for values in batch.values())
+    return Side(
+        run=partial(step, trainer, batch),
+        prepare=partial(collate, trainer, rows),
+        warm_up=trainer.train,
+        held=weights(trainer)
+        + (inputs if trainer.args.device.type == "cpu" else 0),  # else moved in `run`
+        measure_memory=True,
+        flop=flop,
+    )
+
+
+def weights(trainer):
+    return sum(weight.numel() * weight.element_size() for weight in trainer.model.parameters())
+
+
+def collate(trainer, rows):
+    return trainer.data_collator([dict(row) for row in rows])  # it changes the rows
+
+
+def step(trainer, batch):
+    """Forward and backward of one batch; the loss."""
+    trainer.model.zero_grad()
+    return trainer.training_step(trainer.model_wrapped, batch).item()
+
+
+# --- the least work ------------------------------------------------------------------------
+
+
+def lengths(trainer):
+    """A flops.Pair for each pair of the batch, a picture's tiles at its first appearance."""
+    rows = list(trainer.train_dataset)
+    batch = collate(trainer, rows)
+    count, seen, found = len(rows), set(), []
+    answers = batch["completion_mask"].sum(1).tolist()
+    prompts = (batch["attention_mask"].sum(1) - batch["completion_mask"].sum(1)).tolist()
+    tiles = batch["pixel_attention_mask"].flatten(2).any(2).sum(1).tolist()  # the rest is padding
+    for i, row in enumerate(rows):
+        new = not seen.issuperset(digests_of(row))
+        seen.update(digests_of(row))
+        pair = flops.Pair(tiles[i] if new else 0, prompts[i], answers[i], answers[count + i])
+        found.append(pair)
+    return found
+
+
+def least_work(config, pairs, rank, cached):
+    shapes = smolvlm.shapes(config)
+    return sum(flops.dpo_pair(shapes, pair, rank, cached) for pair in pairs)
+
+
+def described(pairs):
+    """What a batch holds, for the reader: means over its pairs."""
+    fields = ("tiles", "prompt", "chosen", "rejected")
+    means = {name: sum(getattr(pair, name) for pair in pairs) / len(pairs) for name in fields}
+    return {"pairs": len(pairs), **{name: round(value, 1) for name, value in means.items()}}
