@@ -61,7 +61,7 @@ def imported_modules():
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]
             found.update({name.split(".")[0]: path.name for name in names})
-    ours = {*FOLDERS, *sys.stdlib_module_names}
+    ours = {*FOLDERS, *sys.stdlib_module_names, "tiny"}  # tiny: beside the scripts of docs/upstream
     return {name: path for name, path in found.items() if name not in ours}
 
 
