@@ -3,7 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN = .venv/bin
 
-.PHONY: help course lab test notebooks pocket-model clean
+.PHONY: help course lab test notebooks bench pocket-model clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,9 @@ test: .venv/installed ## lint, unit tests, drift test and a smoke test of every 
 
 notebooks: .venv/installed ## build notebooks/ from lessons/, executed on the pocket track
 	$(BIN)/python -m tools.build_notebooks
+
+bench: .venv/installed ## each thing beside what it beats: benchmarks/results.md (hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench
 
 pocket-model: .venv/installed ## train the bundled pocket model again, from the seed
 	$(BIN)/python -m tools.train_pocket

@@ -141,8 +141,21 @@ def downloads(tmp_path_factory):
     return smolvlm(tmp_path_factory.mktemp("smolvlm"), tile=512), rlaifv_shards(300), pope_files(8)
 
 
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory):
+    """Lesson 07's painter and rewards, in small."""
+    from tests import standin_parts  # it imports diffusers, which takes seconds
+
+    made = {
+        "PAINTER": standin_parts.sd_turbo,
+        "IMAGE_REWARD": standin_parts.pickscore,
+        "TEXT_REWARD": standin_parts.skywork,
+    }
+    return {name: str(make(tmp_path_factory.mktemp(name))) for name, make in made.items()}
+
+
 @pytest.mark.parametrize("track", ["t4", "ampere"])
-def test_runs_on_the_gpu_tracks_without_a_gpu(lesson, track, downloads, hub, tmp_path):
+def test_runs_on_the_gpu_tracks_without_a_gpu(lesson, track, downloads, stages, hub, tmp_path):
     """Every line that a learner's GPU would run, on the CPU: a tiny model, a hub on loopback."""
     model, pairs, pope = downloads
     hub.add("models", "tiny/smolvlm", model)
@@ -150,7 +163,8 @@ def test_runs_on_the_gpu_tracks_without_a_gpu(lesson, track, downloads, hub, tmp
     hub.add("datasets", POPE, pope)
     (tmp_path / "amber").mkdir()
     amber = str(amber_files(tmp_path / "amber"))
-    run(lesson, track, tmp_path, MODEL="tiny/smolvlm", PUSH_TO="me/tuned", AMBER=amber)
+    names = {"MODEL": "tiny/smolvlm", "PUSH_TO": "me/tuned"}
+    run(lesson, track, tmp_path, **names, AMBER=amber, **stages, SIZE=64)
     if "PUSH_TO" in lesson.read_text(encoding="utf-8"):
         pushed = hub.files("models", "me/tuned")
         assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(pushed)
