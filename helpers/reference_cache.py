@@ -5,11 +5,13 @@
 The reference never changes, so its two numbers a pair need not be computed again in every epoch and
 every run. A pair's numbers are found again only by all that they hang on: the reference's weights,
 the processor, precision and length settings, and the pair's texts and image bytes. When one of them
-changes the key is another one and the pair is computed anew: nothing stale is ever used. A run that
+changes the key is another one and the pair is computed anew: nothing stale is ever used, nor are
+columns of these names that the dataset brings along. A run that
 is killed goes on at the pair where it stopped.
 """
 
 import json
+from itertools import repeat
 from pathlib import Path
 
 import datasets
@@ -23,56 +25,63 @@ from helpers.kept import digest, kept, model_digest, processor_digest
 from helpers.stored import PreferenceDataError, digests_of, rows
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
+TEXTS = ("prompt", "chosen", "rejected")
+TEMPLATED = ("tools", "chat_template_kwargs")  # what else TRL gives a row's chat template
 
 
 def add_reference_logps(trainer, dataset, folder=None):
     """`dataset` with `ref_chosen_logps` and `ref_rejected_logps` (nats, float32) of each pair.
 
     `folder`: where they are kept, by default beside the dataset's own file, or in the trainer's
-    output_dir if it has none. Raises PreferenceDataError for a stream, CheckpointError if the
-    folder cannot be written.
+    output_dir if it has none. Raises PreferenceDataError for a stream and for a dataset with a
+    transform, CheckpointError if the folder cannot be written.
     """
     if not isinstance(dataset, Dataset):
         raise PreferenceDataError(
             "the reference of a stream cannot be computed before it is read: load a part of it "
             "with load_raw, or set precompute_ref_log_probs=False"
         )
-    if set(COLUMNS) <= set(dataset.column_names):
-        return dataset
+    if dataset.format["type"] is not None:
+        raise PreferenceDataError(
+            f"the dataset has a {dataset.format['type']} format, and what that makes of a row is "
+            "not in the file: write it with map, or set precompute_ref_log_probs=False"
+        )
+    dataset = dataset.remove_columns([name for name in COLUMNS if name in dataset.column_names])
     size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_eval_batch_size
     job = Job("reference", [], list(range(len(dataset))), _scorer(trainer, dataset))
-    logps = torch.tensor(
-        kept(job, _keys(trainer, dataset), folder or _beside(trainer, dataset), size)
-    )
+    keys = _keys(trainer, dataset)
+    logps = torch.tensor(kept(job, keys, folder or _beside(trainer, dataset), size))
     columns = Dataset.from_dict(dict(zip(COLUMNS, logps.T.numpy(), strict=True)))
     return datasets.concatenate_datasets([dataset, columns], axis=1)
 
 
 def _scorer(trainer, dataset):
-    """rows -> [[chosen, rejected], ...] by the reference, which drops nothing out."""
+    return lambda rows: reference_logps(trainer, [dataset[row] for row in rows]).tolist()
+
+
+def reference_logps(trainer, pairs):
+    """(N, 2): the log-probs of chosen and rejected by the reference, which drops nothing out."""
     model = trainer.ref_model or trainer.model
-
-    def run(numbers):
-        batch = trainer.data_collator([dataset[number] for number in numbers])
-        training = model.training
-        model.eval()
-        logps = trainer.compute_ref_log_probs(model, trainer._prepare_inputs(batch))
+    batch = trainer._prepare_inputs(trainer.data_collator([dict(pair) for pair in pairs]))
+    training = model.training
+    model.eval()
+    try:
+        return torch.stack(trainer.compute_ref_log_probs(model, batch), 1).float()
+    finally:
         model.train(training)
-        return torch.stack(logps, 1).float().tolist()
-
-    return run
 
 
 def _keys(trainer, dataset):
     args, processor = trainer.args, trainer.processing_class
     common = [
         reference_digest(trainer), processor_digest(processor), trl.__version__,
-        args.max_length, args.ld_alpha, args.bf16, args.fp16,
+        args.max_length, args.ld_alpha, trainer.accelerator.mixed_precision,
     ]  # fmt: skip
-    texts = ("prompt", "chosen", "rejected")
+    templates = [name for name in TEMPLATED if name in dataset.column_names]
+    settings = dataset.select_columns(templates) if templates else repeat({})
     return [
-        digest(json.dumps([*common, digests_of(row), *[row[name] for name in texts]]))
-        for row in rows(dataset)
+        digest(json.dumps([*common, digests_of(row), *[row[name] for name in TEXTS], given]))
+        for row, given in zip(rows(dataset), settings, strict=False)
     ]
 
 

@@ -12,7 +12,10 @@ stock path's waste with a reproduction of each; `tests/test_shared_images.py` th
 
 import copy
 import inspect
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from types import MethodType
 from unittest.mock import patch
 
@@ -27,7 +30,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from helpers.reference_cache import COLUMNS as REFERENCE
-from helpers.reference_cache import add_reference_logps
+from helpers.reference_cache import add_reference_logps, reference_logps
 from helpers.shared_prompt import shared_prompts, why_not_packed
 from helpers.stored import column_names
 
@@ -38,7 +41,8 @@ class SharedImageDPOTrainer(DPOTrainer):
     """A DPOTrainer with the same arguments, losses, metrics and gradients.
 
     Where the pictures cannot be shared (something on their path is trained, say) it warns with the
-    reason, keeps it in `unshared`, and does what the stock trainer does.
+    reason, keeps it in `unshared`, and does what the stock trainer does. It tries the first pairs
+    in both ways, so that this holds for kinds of models that nobody has tested here.
 
     `precompute_ref_log_probs=True` in the DPOConfig, which TRL refuses for pictures, works: the
     reference is computed once for each pair, before the first step, and kept on disk in
@@ -51,27 +55,72 @@ class SharedImageDPOTrainer(DPOTrainer):
 
     def __init__(self, *positional, reference_folder=None, share_prompt=False, **named):
         given = inspect.signature(DPOTrainer).bind(*positional, **named).arguments
-        config = given.get("args")
-        pictures = {"image", "images"} & set(column_names(given.get("train_dataset")) or ())
-        cached = bool(pictures and config and config.precompute_ref_log_probs)
+        cached = _cache_wanted(given.get("args"), given.get("train_dataset"))
         if cached:  # TRL raises for this setting: it is put back below
-            given["args"] = copy.copy(config)
+            given["args"] = copy.copy(given["args"])
             given["args"].precompute_ref_log_probs = False
         super().__init__(**given)
-        self.args.precompute_ref_log_probs = cached or self.args.precompute_ref_log_probs
+        self.args.precompute_ref_log_probs |= cached
         hook_once(backbone(self.model, whole=True))
 
-        self.unshared = why_not(self) if self._is_vision_dataset else None
-        if self.unshared:
-            logger.warning(f"pictures are encoded for every pass: {self.unshared}")
-        elif self._is_vision_dataset:
-            self.data_collator = EachImageOnce(**vars(self.data_collator))
-        apart = self.unshared or why_not_packed(backbone(self.model))
-        self.share_prompt = share_prompt and not apart
-        if share_prompt and apart:
-            logger.warning(f"chosen and rejected are read apart: {apart}")
+        self.unshared, self.share_prompt, self._stock_collator = None, False, self.data_collator
+        if self._is_vision_dataset:
+            self.unshared = "not tried yet"
+            if reason := why_not(self) or self._tried(self._share_pictures):
+                self._unshare(reason)
+            if share_prompt:
+                self._share_prompts()
         if cached:
             self._cache_reference(reference_folder)
+
+    # --- what is shared ----------------------------------------------------------------------
+
+    def _share_pictures(self):
+        self.unshared, self.data_collator = None, EachImageOnce(**vars(self._stock_collator))
+
+    def _share_prompts(self):
+        apart = self.unshared or why_not_packed(backbone(self.model))
+        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            apart = "the adapter puts tokens of its own in front"
+        apart = apart or self._tried(lambda: setattr(self, "share_prompt", True))
+        self.share_prompt = not apart
+        if apart:
+            logger.warning(f"chosen and rejected are read apart: {apart}")
+
+    def _unshare(self, reason):
+        logger.warning(f"pictures are encoded for every pass: {reason}")
+        self.unshared, self.share_prompt = reason, False
+        self.data_collator = self._stock_collator
+        if self.precompute_ref_logps:
+            self.data_collator = WithReference(self.data_collator)
+
+    def _tried(self, switch):
+        """Why the first pairs do not come out the same after `switch()`, in words, or None."""
+        before = self._first_logps()
+        switch()
+        after = self._first_logps()
+        if isinstance(before, Exception):
+            return None  # nothing to compare with; training will raise it
+        if isinstance(after, Exception):
+            return f"the first pairs end in {type(after).__name__}: {after}"
+        whole = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
+        rounding = 1e-4 if whole else 1e-2
+        if not torch.allclose(before, after, rounding, 10 * rounding, equal_nan=True):
+            return "the first pairs come out with other log-probs"
+        return None
+
+    def _first_logps(self):
+        pairs = islice(self.train_dataset, min(2, self.args.per_device_train_batch_size))
+        try:
+            return reference_logps(self, pairs)
+        except Exception as error:  # a model of an unknown kind can fail in any way
+            return error
+
+    def train(self, *positional, **named):
+        shared = self._is_vision_dataset and not self.unshared
+        if shared and (reason := sees_otherwise(self)):  # changed since the trainer was built
+            self._unshare(reason)
+        return super().train(*positional, **named)
 
     def _compute_loss(self, model, inputs, return_outputs):
         with self._sharing(model):
@@ -97,7 +146,7 @@ class SharedImageDPOTrainer(DPOTrainer):
             return inputs
         eye = backbone(self.accelerator.unwrap_model(self.model))
         taken = set(inspect.signature(eye.get_image_features).parameters) & set(inputs)
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():  # which `model` only enters by itself
             features = eye.get_image_features(**{k: inputs[k] for k in taken}, return_dict=True)
         rest = {k: v for k, v in inputs.items() if not k.startswith("pixel_")}
         if self.share_prompt:
@@ -113,25 +162,41 @@ class SharedImageDPOTrainer(DPOTrainer):
     def _cache_reference(self, folder):
         self.precompute_ref_logps = True  # from here on TRL reads the columns instead of computing
         self.reference_folder = folder
+        self.data_collator = WithReference(self.data_collator)
         self.train_dataset = self._with_reference(self.train_dataset)
         parts = self.eval_dataset
         if isinstance(parts, dict):
             self.eval_dataset = {name: self._with_reference(part) for name, part in parts.items()}
-        elif parts is not None:
+        else:
             self.eval_dataset = self._with_reference(parts)
 
     def _with_reference(self, dataset):
-        return add_reference_logps(self, dataset, self.reference_folder)
+        """Not `None`, nor the name of one that was there from the beginning."""
+        cached = self._is_vision_dataset and self.precompute_ref_logps
+        if cached and isinstance(dataset, (Dataset, IterableDataset)):
+            return add_reference_logps(self, dataset, self.reference_folder)
+        return dataset
 
     def evaluate(self, eval_dataset=None, *positional, **named):
-        cached = self._is_vision_dataset and self.precompute_ref_logps
-        if cached and isinstance(eval_dataset, (Dataset, IterableDataset)):
-            eval_dataset = self._with_reference(eval_dataset)
-        return super().evaluate(eval_dataset, *positional, **named)
+        return super().evaluate(self._with_reference(eval_dataset), *positional, **named)
+
+    def predict(self, test_dataset, *positional, **named):
+        return super().predict(self._with_reference(test_dataset), *positional, **named)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns += [c for c in REFERENCE if c not in self._signature_columns]
+
+
+def _cache_wanted(config, dataset):
+    if config is None or dataset is None or not config.precompute_ref_log_probs:
+        return False
+    if config.sync_ref_model:
+        raise ValueError(
+            "precompute_ref_log_probs=True keeps the reference as it is, and sync_ref_model=True "
+            "changes it: set one of them to False"
+        )
+    return bool({"image", "images"} & set(column_names(dataset)))
 
 
 # --- the batch -----------------------------------------------------------------------------
@@ -141,20 +206,24 @@ class EachImageOnce(DataCollatorForVisionPreference):
     """TRL's collator, with each prompt and its pictures processed once and not once an answer.
 
     `input_ids` and masks are TRL's: 2 rows a pair, the chosen first. What is made of pictures, such
-    as `pixel_values`, has one entry a pair. Passes on the reference's columns, as float32.
+    as `pixel_values`, has one entry a pair.
     """
 
     def torch_call(self, examples):
-        reference = {
-            name: torch.tensor([example[name] for example in examples])
-            for name in REFERENCE
-            if name in examples[0]
-        }
-        whole, self.processor = self.processor, _OnceAPair(self.processor)
-        try:
-            return {**super().torch_call(examples), **reference}
-        finally:
-            self.processor = whole
+        once = replace(self, processor=_OnceAPair(self.processor))
+        return DataCollatorForVisionPreference.torch_call(once, examples)
+
+
+@dataclass
+class WithReference:
+    """Any collator, with the reference's columns passed on as float32."""
+
+    collator: Callable
+
+    def __call__(self, examples):
+        found = [name for name in REFERENCE if name in examples[0]]
+        columns = {name: torch.tensor([example[name] for example in examples]) for name in found}
+        return {**self.collator(examples), **columns}
 
 
 class _OnceAPair:
@@ -206,7 +275,8 @@ def only_scored_positions():
     """Logits for completion tokens alone, on every device.
 
     TRL's head does so where it has a Triton kernel; elsewhere it projects every position to the
-    vocabulary and throws the prompt's away.
+    vocabulary and throws the prompt's away. Only the gradient of a trained head feels it, by
+    rounding: it is a sum of fewer rows.
     """
     with patch.object(trl.trainer.utils, "_use_triton", lambda device: True):
         yield
@@ -238,18 +308,27 @@ def why_not(trainer):
         return f"{type(eye).__name__} does not take encoded pictures (`mm_encoder_outputs`)"
     if eye.get_decoder() is eye:
         return f"the language model of {type(eye).__name__} cannot be told from its vision tower"
+    return sees_otherwise(trainer)
+
+
+def sees_otherwise(trainer):
+    """Why not all four passes see the same in a picture, in words, or None."""
+    eye = backbone(trainer.model)
     for name, module in image_path(eye):
         if reason := _changes(module):
-            return f"{name} {reason}"
+            return f"{name or type(module).__name__} {reason}"
     if trainer.ref_model is not None and not _same_sight(eye, backbone(trainer.ref_model)):
         return "ref_model sees with other weights than the policy"
     return None
 
 
 def image_path(eye):
-    """(name, module) of all that a picture goes through before the language model."""
+    """(name, module) of all that a picture goes through before the language model.
+
+    `eye` itself is among them: LLaVA-NeXT's `image_newline` is a weight of its own.
+    """
     text = set(eye.get_decoder().modules())
-    return [(name, m) for name, m in eye.named_modules() if m is not eye and m not in text]
+    return [(name, module) for name, module in eye.named_modules() if module not in text]
 
 
 def _changes(module):
@@ -260,19 +339,25 @@ def _changes(module):
         return "has an adapter, which the reference has not"
     if isinstance(module, _BatchNorm):
         return "is a batch norm, which depends on the other pictures"
-    if isinstance(module, torch.nn.Dropout) and module.p > 0:
+    # Who drops out by a function keeps the rate as a number, to which disable_dropout is blind.
+    rates = [rate for name, rate in vars(module).items() if "drop" in name]
+    rates += [module.p] if isinstance(module, torch.nn.Dropout) else []
+    if any(isinstance(rate, float) and rate > 0 for rate in rates):
         return "drops out at random"
     return None
 
 
 def _same_sight(eye, other):
-    theirs = dict(image_path(other))
-    return all(
-        name in theirs and torch.equal(weight, other_weight)
-        for name, module in image_path(eye)
-        for weight, other_weight in zip(
-            module.parameters(recurse=False),
-            theirs.get(name, module).parameters(recurse=False),
-            strict=True,
-        )
+    mine, theirs = _weights(eye), _weights(other)
+    return mine.keys() == theirs.keys() and all(
+        weight.dtype == theirs[name].dtype and torch.equal(weight, theirs[name])
+        for name, weight in mine.items()
     )
+
+
+def _weights(eye):
+    return {
+        f"{name}.{key}": weight
+        for name, module in image_path(eye)
+        for key, weight in module.named_parameters(recurse=False)
+    }

@@ -15,6 +15,7 @@ order than unpacked, so results are equal to rounding, not to the bit.
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
+from unittest.mock import patch
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -43,8 +44,8 @@ def why_not_packed(eye):
         return f"{eye.config.model_type} is not among {', '.join(PACKED)}"
     if getattr(text, "sliding_window", None):
         return "its language model attends to a sliding window"
-    if text._attn_implementation not in ("sdpa", "eager"):
-        return f"{text._attn_implementation} takes no mask of its own: load it with sdpa"
+    if text._attn_implementation != "sdpa":
+        return f"{text._attn_implementation} attention takes no such mask: load it with sdpa"
     return None
 
 
@@ -92,8 +93,5 @@ def shared_prompts(eye):
         output.last_hidden_state = both.gather(1, where)
         return output
 
-    eye.forward = MethodType(packed, eye)
-    try:
+    with patch.object(eye, "forward", MethodType(packed, eye)):
         yield
-    finally:
-        del eye.forward

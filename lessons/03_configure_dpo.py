@@ -597,6 +597,8 @@ for size, change in (("256M", {}), ("256M", {"tiles": 17, "pairs": 16}), ("2.2B"
 
 # %% [markdown]
 # And your own run: your track's model and picture size, the texts of your batch, this machine.
+# `shared=True` counts the step as lesson 04 takes it: each picture once a pair, which TRL's own
+# trainer, counted above, does not do.
 
 # %%
 from transformers import AutoConfig
@@ -605,7 +607,8 @@ mine = smolvlm.shapes(AutoConfig.from_pretrained(track.model))  # a SmolVLM of a
 tiles = budget.tiles(processor, 640, 480)
 words = prompt_length - tiles * (processor.image_seq_len + 2)  # two markers a tile
 answer = int(batch["completion_mask"].sum(1).max())
-my_plan = budget.plan_for(track, tiles=tiles, text_tokens=words, answer_tokens=answer)
+texts = {"text_tokens": words, "answer_tokens": answer}
+my_plan = budget.plan_for(track, tiles=tiles, **texts, shared=True)
 print(budget.verdict(mine, my_plan, this_machine()))
 
 # %% [markdown]

@@ -34,7 +34,8 @@ import torch
 from peft import PeftModel
 from trl import DPOTrainer
 
-from helpers import checkpoints, plots, pocket, steptime, world
+from benchmarks import flops
+from helpers import checkpoints, plots, pocket, smolvlm, steptime, world
 from helpers.generate import answer_logps, answers
 from helpers.models import load_policy
 from helpers.preferences import load_raw, require_sound, to_conversational
@@ -192,7 +193,25 @@ stock_time, shared_time = whole.values()
 print(f"one step: {stock_time:.2f} s and {shared_time:.2f} s, {stock_time / shared_time:.1f} times")
 
 # %% [markdown]
-# SmolVLM is built the other way round: a picture in 17 tiles is {BENCH}
+# SmolVLM is built the other way round. By arithmetic, for SmolVLM-256M: what does one look at a
+# picture take, and what one reading of a row of prompt and answer?
+
+# %%
+shapes = smolvlm.shapes(smolvlm.config("256M"))  # without weights
+for tiles in (1, 17):
+    row = 66 * tiles + 30 + 100  # image tokens and markers, question, answer
+    look, reading = (
+        flops.sight(shapes, tiles),
+        flops.language(shapes, row, flops.looks(0, row), 100),
+    )
+    print(
+        f"{tiles:2} tile(s): a look {look / 1e9:5.0f} GFLOP, a reading {reading / 1e9:4.0f} GFLOP"
+    )
+
+# %% [markdown]
+# With 17 tiles TRL's four looks are by far the most of the step, before the backward pass sends
+# gradients through the tower as well, which it does with checkpointing. What sharing brings at
+# SmolVLM's real size was measured on a CPU and stands in `benchmarks/results.md`.
 #
 # Faster is worth nothing if it is not the same. So: one batch, both trainers, the same weights.
 # Compare the loss and the gradient of every trained weight.
