@@ -28,6 +28,7 @@ from benchmarks.report import lines_of, publish
 OUT, KEPT = ROOT / "benchmarks", ROOT / "runs" / "bench"
 STEP = (
     "benchmarks/dpo_step.py", "benchmarks/rehearsal.py", "helpers/shared_images.py",
+    "helpers/collators.py", "helpers/image_path.py",
     "helpers/shared_prompt.py", "helpers/reference_cache.py", "helpers/trainer.py",
     "helpers/models.py", "helpers/smolvlm.py",
 )  # fmt: skip
@@ -62,7 +63,7 @@ def collators():
     return [
         Case(
             f"collator_{name}", f"Collator, {name.replace('_', ' ')}", collator.build,
-            {**settings, **tiles}, ("benchmarks/collator.py", "helpers/shared_images.py"),
+            {**settings, **tiles}, ("benchmarks/collator.py", "helpers/collators.py"),
             rounds=9, seconds=2, unit="a pair",
         )
         for name, tiles in TILES.items()

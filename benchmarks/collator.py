@@ -14,8 +14,8 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from benchmarks.rehearsal import photograph_pairs
 from benchmarks.side_by_side import Contest, Side
 from helpers import pocket, smolvlm
+from helpers.collators import EachImageOnce
 from helpers.models import limit_edge
-from helpers.shared_images import EachImageOnce
 
 COLLATORS = {"TRL": DataCollatorForVisionPreference, "shared": EachImageOnce}
 

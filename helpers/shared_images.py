@@ -12,9 +12,7 @@ stock path's waste with a reproduction of each; `tests/test_shared_images.py` th
 
 import copy
 import inspect
-from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from itertools import islice
 from types import MethodType
 from unittest.mock import patch
@@ -23,12 +21,11 @@ import torch
 import trl.trainer.utils
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils import logging
 from trl import DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
+from helpers.collators import EachImageOnce, WithReference
+from helpers.image_path import backbone, sees_otherwise, why_not
 from helpers.reference_cache import COLUMNS as REFERENCE
 from helpers.reference_cache import add_reference_logps, reference_logps
 from helpers.shared_prompt import shared_prompts, why_not_packed
@@ -199,63 +196,7 @@ def _cache_wanted(config, dataset):
     return bool({"image", "images"} & set(column_names(dataset)))
 
 
-# --- the batch -----------------------------------------------------------------------------
-
-
-class EachImageOnce(DataCollatorForVisionPreference):
-    """TRL's collator, with each prompt and its pictures processed once and not once an answer.
-
-    `input_ids` and masks are TRL's: 2 rows a pair, the chosen first. What is made of pictures, such
-    as `pixel_values`, has one entry a pair.
-    """
-
-    def torch_call(self, examples):
-        once = replace(self, processor=_OnceAPair(self.processor))
-        return DataCollatorForVisionPreference.torch_call(once, examples)
-
-
-@dataclass
-class WithReference:
-    """Any collator, with the reference's columns passed on as float32."""
-
-    collator: Callable
-
-    def __call__(self, examples):
-        found = [name for name in REFERENCE if name in examples[0]]
-        columns = {name: torch.tensor([example[name] for example in examples]) for name in found}
-        return {**self.collator(examples), **columns}
-
-
-class _OnceAPair:
-    """A processor for TRL's collator, which gives it all prompts twice."""
-
-    per_token = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-    def __init__(self, processor):
-        self.processor = processor
-
-    def __getattr__(self, name):
-        return getattr(self.processor, name)
-
-    def __call__(self, text, images=None, **settings):
-        if images is None:
-            return self.processor(text=text, **settings)
-        half = len(text) // 2
-        assert text[:half] == text[half:], "TRL's collator no longer gives the prompts twice"
-        batch = self.processor(images=images[:half], text=text[:half], **settings)
-        for name in self.per_token:
-            if name in batch:
-                batch[name] = torch.cat([batch[name]] * 2)
-        return batch
-
-
 # --- the model -----------------------------------------------------------------------------
-
-
-def backbone(model, whole=False):
-    """The model below adapters: with its head if `whole`, else vision, connector, text model."""
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
-    return model if whole else model.base_model
 
 
 def twice(features):
@@ -294,70 +235,3 @@ def hook_once(model):
         type(self).enable_input_require_grads(self)
 
     model.enable_input_require_grads = MethodType(enable, model)
-
-
-def why_not(trainer):
-    """The reason why this trainer's pictures cannot be shared, in words, or None."""
-    eye = backbone(trainer.model)
-    if type(trainer.data_collator) is not DataCollatorForVisionPreference:
-        return "the data_collator is your own"
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return "the weights may be sharded"
-    forward = inspect.signature(type(eye).forward).parameters
-    if not hasattr(eye, "get_image_features") or "mm_encoder_outputs" not in forward:
-        return f"{type(eye).__name__} does not take encoded pictures (`mm_encoder_outputs`)"
-    if eye.get_decoder() is eye:
-        return f"the language model of {type(eye).__name__} cannot be told from its vision tower"
-    return sees_otherwise(trainer)
-
-
-def sees_otherwise(trainer):
-    """Why not all four passes see the same in a picture, in words, or None."""
-    eye = backbone(trainer.model)
-    for name, module in image_path(eye):
-        if reason := _changes(module):
-            return f"{name or type(module).__name__} {reason}"
-    if trainer.ref_model is not None and not _same_sight(eye, backbone(trainer.ref_model)):
-        return "ref_model sees with other weights than the policy"
-    return None
-
-
-def image_path(eye):
-    """(name, module) of all that a picture goes through before the language model.
-
-    `eye` itself is among them: LLaVA-NeXT's `image_newline` is a weight of its own.
-    """
-    text = set(eye.get_decoder().modules())
-    return [(name, module) for name, module in eye.named_modules() if module not in text]
-
-
-def _changes(module):
-    """Why `module` may not compute the same for chosen and rejected, policy and reference."""
-    if any(weight.requires_grad for weight in module.parameters(recurse=False)):
-        return "is trained: freeze it, or give LoRA a regular expression for the language model"
-    if isinstance(module, BaseTunerLayer):
-        return "has an adapter, which the reference has not"
-    if isinstance(module, _BatchNorm):
-        return "is a batch norm, which depends on the other pictures"
-    # Who drops out by a function keeps the rate as a number, to which disable_dropout is blind.
-    rates = [rate for name, rate in vars(module).items() if "drop" in name]
-    rates += [module.p] if isinstance(module, torch.nn.Dropout) else []
-    if any(isinstance(rate, float) and rate > 0 for rate in rates):
-        return "drops out at random"
-    return None
-
-
-def _same_sight(eye, other):
-    mine, theirs = _weights(eye), _weights(other)
-    return mine.keys() == theirs.keys() and all(
-        weight.dtype == theirs[name].dtype and torch.equal(weight, theirs[name])
-        for name, weight in mine.items()
-    )
-
-
-def _weights(eye):
-    return {
-        f"{name}.{key}": weight
-        for name, module in image_path(eye)
-        for key, weight in module.named_parameters(recurse=False)
-    }

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-from helpers.shared_images import backbone
+from helpers.image_path import backbone
 
 PARTS = ("prepare", "vision tower", "language model", "head and loss", "backward")
 

@@ -14,8 +14,9 @@ from trl import DPOTrainer
 
 from helpers import reference_cache
 from helpers.checkpoints import CheckpointError
+from helpers.image_path import backbone
 from helpers.reference_cache import COLUMNS, add_reference_logps, reference_logps
-from helpers.shared_images import SharedImageDPOTrainer, backbone
+from helpers.shared_images import SharedImageDPOTrainer
 from helpers.stored import PreferenceDataError
 from helpers.tracks import choose
 from helpers.trainer import dpo_config

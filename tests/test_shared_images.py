@@ -17,7 +17,9 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from helpers import checkpoints, shared_images
-from helpers.shared_images import EachImageOnce, SharedImageDPOTrainer, backbone, sees_otherwise
+from helpers.collators import EachImageOnce
+from helpers.image_path import backbone, sees_otherwise
+from helpers.shared_images import SharedImageDPOTrainer
 from helpers.tracks import choose
 from helpers.trainer import StopAt, dpo_config
 from tests.vlms import (

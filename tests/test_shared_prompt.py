@@ -6,7 +6,8 @@ from peft import PromptTuningConfig
 from transformers import LlamaConfig, LlamaModel
 from trl import DPOTrainer
 
-from helpers.shared_images import SharedImageDPOTrainer, backbone
+from helpers.image_path import backbone
+from helpers.shared_images import SharedImageDPOTrainer
 from helpers.shared_prompt import packing, shared_prompts, why_not_packed
 from tests.vlms import assert_close, assert_same, build, follow, pairs, trainer
 

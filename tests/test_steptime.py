@@ -8,8 +8,9 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from helpers import plots, world
+from helpers.image_path import backbone
 from helpers.messages import turns
-from helpers.shared_images import SharedImageDPOTrainer, backbone
+from helpers.shared_images import SharedImageDPOTrainer
 from helpers.steptime import PARTS, step_times
 from helpers.tracks import choose
 from helpers.trainer import dpo_trainer
