@@ -1,7 +1,7 @@
-"""Where the time of a training step goes, measured on the trainer itself.
+"""Where the time of a training step goes, measured on the trainers themselves.
 
-spent = step_times(trainer, pairs.select(range(32)))
-plots.step_times({"TRL": spent, ...})
+times = step_times({"TRL": stock, "ours": shared}, pairs.select(range(32)))
+plots.step_times(times)
 """
 
 import copy
@@ -19,15 +19,22 @@ from helpers.image_path import backbone
 PARTS = ("prepare", "vision tower", "language model", "head and loss", "backward")
 
 
-def step_times(trainer, pairs, repeats=3):
-    """Seconds that one step over `pairs` spends in each of PARTS: {part: seconds}.
+def step_times(trainers, pairs, repeats=5):
+    """Seconds that one step over `pairs` spends in each of PARTS: {name: {part: seconds}}.
 
-    prepare: texts and pictures to tensors; vision tower: with its connector; backward: all of it,
-    so with checkpointing also what is computed again. The median over `repeats`, after one step
-    that is not counted. Gradients are thrown away and no weight changes.
+    `trainers`: {name: trainer}. prepare: texts and pictures to tensors; vision tower: with its
+    connector; backward: all of it, so with checkpointing also what is computed again. Medians over
+    `repeats`, in which the trainers take turns, after one that is not counted: what else the
+    machine does falls on all alike. Gradients are thrown away and no weight changes.
     """
-    runs = [_one_step(trainer, pairs) for _ in range(repeats + 1)][1:]
-    return {part: median(run[part] for run in runs) for part in PARTS}
+    rounds = [
+        {name: _one_step(trainer, pairs) for name, trainer in trainers.items()}
+        for _ in range(repeats + 1)
+    ][1:]
+    return {
+        name: {part: median(one[name][part] for one in rounds) for part in PARTS}
+        for name in trainers
+    }
 
 
 def _one_step(trainer, pairs):

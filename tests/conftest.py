@@ -18,6 +18,7 @@ os.environ.update(HUB.environment(), HF_HUB_OFFLINE="1")
 
 import datasets.config
 import huggingface_hub
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -48,6 +49,12 @@ def images(scenes):
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left_open():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="session")

@@ -34,11 +34,10 @@ KINDS = ["prompt"] + ["image"] * 12 + ["prompt"] * 2 + ["completion"] * 3 + ["pa
 
 @pytest.fixture(autouse=True)
 def clean_slate():
-    """Nothing a plot does may change matplotlib's settings; figures are closed again."""
+    """Nothing a plot does may change matplotlib's settings."""
     before = dict(matplotlib.rcParams)
     yield
     assert dict(matplotlib.rcParams) == before
-    plt.close("all")
 
 
 def picture(width=96, height=96, mode="RGB"):

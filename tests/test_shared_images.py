@@ -303,6 +303,11 @@ def _other_eyes():
     return model
 
 
+def _rounded_text_model_trained(model):
+    model.to(torch.bfloat16).float()  # so that its numbers are those of a bf16 reference
+    _text_model_trained(model)
+
+
 UNSHARED = {
     "LoRA on the vision tower": ("has an adapter", {"adapter": lambda model: Q_PROJ}),
     "a trained connector": (
@@ -316,7 +321,7 @@ UNSHARED = {
     "an eye of another precision in ref_model": (
         "ref_model sees with other weights",
         {
-            "prepare": _text_model_trained,
+            "prepare": _rounded_text_model_trained,
             "adapter": None,
             "ref_model": lambda: build("llava")[0].to(torch.bfloat16),
         },

@@ -42,7 +42,7 @@ def build(untrained, processor, tmp_path):
 def test_nothing_is_changed_and_every_part_takes_time(build, kind):
     trainer = build(kind)
     weights = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    times = step_times(trainer, trainer.train_dataset, repeats=1)
+    times = step_times({"it": trainer}, trainer.train_dataset, repeats=1)["it"]
     assert tuple(times) == PARTS and all(seconds > 0 for seconds in times.values())
     assert all(torch.equal(weights[n], weight) for n, weight in trainer.model.state_dict().items())
     assert all(weight.grad is None for weight in trainer.model.parameters())
@@ -54,6 +54,15 @@ def test_nothing_is_changed_and_every_part_takes_time(build, kind):
 def test_a_slow_tower_is_charged_to_the_tower(build, kind, looks):
     trainer = build(kind)
     backbone(trainer.model).vision_model.register_forward_pre_hook(lambda *_: time.sleep(0.3))
-    times = step_times(trainer, trainer.train_dataset, repeats=1)
+    times = step_times({"it": trainer}, trainer.train_dataset, repeats=1)["it"]
     assert times["vision tower"] >= 0.3 * looks  # policy and reference, or once for both
     assert max(times, key=times.get) == "vision tower"
+
+
+def test_trainers_take_turns(build):
+    trainers, order = {name: build(DPOTrainer) for name in ("first", "second")}, []
+    for name, trainer in trainers.items():
+        collate = trainer.data_collator
+        trainer.data_collator = lambda rows, n=name, c=collate: order.append(n) or c(rows)
+    assert list(step_times(trainers, trainers["first"].train_dataset, 2)) == ["first", "second"]
+    assert order == ["first", "second"] * 3
