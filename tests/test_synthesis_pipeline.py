@@ -16,6 +16,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from helpers.models import ModelError
 from helpers.preferences import check_pairs, to_conversational
 from helpers.stored import RAW_COLUMNS
 from helpers.synthesis import (
@@ -631,6 +632,23 @@ def test_a_batch_that_fails_as_a_whole_is_done_one_by_one(whole, tmp_path):
     with pytest.warns(UserWarning, match="'cups' failed on the 4 items .*MemoryError: too many"):
         run(PROMPTS, replace(PARTS, answer_reward=small), SETTINGS, tmp_path / "run")
     assert made(tmp_path / "run") == made(whole[0])
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_model_that_cannot_be_read_stops_the_run_at_once(on_error, whole, tmp_path):
+    asked = []
+
+    def missing(items):
+        asked.append(len(items))
+        raise ModelError("some/judge cannot be read (404): check the name")
+
+    settings, folder = replace(SETTINGS, on_error=on_error), tmp_path / "run"
+    missing.name = "cups"
+    with pytest.raises(SynthesisError, match="answer reward 'cups': some/judge .* is kept in"):
+        run(PROMPTS, replace(PARTS, answer_reward=missing), settings, folder)
+    assert len(asked) == 1 and store.read_errors(folder) == {}
+    run(PROMPTS, PARTS, settings, folder)  # mended
+    assert made(folder) == made(whole[0])
 
 
 def test_a_stage_that_yields_too_little_or_too_much_is_named(tmp_path):

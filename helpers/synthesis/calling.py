@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
+from helpers.models import ModelError
 from helpers.synthesis.items import Drawn, Item, Score, SynthesisError, as_json, name_of
 from helpers.synthesis.store import (
     encoded,
@@ -65,8 +66,9 @@ class Fault(ValueError):
 def call_stage(task, work):
     """{key: record} of the items that are done; those with an error are not in it.
 
-    Raises SynthesisError at the first error if work.on_error is "stop". Of what is done nothing is
-    called again, and a stage with nothing left to do is not called at all.
+    Raises SynthesisError at the first error if work.on_error is "stop", and always when a stage
+    cannot read its model (ModelError). Of what is done nothing is called again, and a stage with
+    nothing left to do is not called at all.
     """
     known = read_parts(work.folder, task.kind)
     skipped = {key for kind, key in read_errors(work.folder) if kind == task.kind}
@@ -96,6 +98,9 @@ def _call(task, work, items, name, known):
             part = name if len(results) == len(items) else f"{name}-{i:05d}"
             _keep(task, work, items[i : i + len(results)], results, part, known)
             i += len(results)
+    except ModelError as error:  # no item is at fault, so that none can be skipped
+        kept = f"What was made before is kept in {work.folder}"
+        raise SynthesisError(f"{task}: {str(error).removesuffix('.')}. {kept}") from error
     except _Failed as failure:
         if len(items) == 1:
             _fail(task, work, items[0], str(failure))
@@ -130,6 +135,8 @@ def _results(stage, items):
                 yield results
         if count != len(items):
             raise ValueError(f"it returned {count} results for {len(items)} items")
+    except ModelError:
+        raise
     except Exception as error:  # a stage may raise anything
         raise _Failed(f"{type(error).__name__}: {error}"[:300]) from error
 
