@@ -1,11 +1,13 @@
 """What does each source of preference pairs teach? The same training on pairs of each, measured.
 
     OMP_NUM_THREADS=1 python -m benchmarks.preference_sources               # every source, 3 seeds
-    python -m benchmarks.preference_sources --seeds 0 --sources truth blind noise
+    python -m benchmarks.preference_sources --seeds 0 --sources truth blind noise --lr 8e-5
 
 All sources ask about the same scenes of a seed, and those that rank samples rank the very same
 samples. Each run trains a new adapter on as many pairs, in as many steps, as the others; a source
-that has fewer says so under `pairs`. Everything is measured on the same fresh scenes, in percent:
+that has fewer says so under `pairs`. All of it is done at two learning rates: the pocket track's,
+and five times that, to see what more of a source does. Everything is measured on the same fresh
+scenes, in percent:
 
     trap_hal, iid_hal      captions that name something that is not there
     trap_cover, iid_cover  of what is there, what captions name
@@ -20,6 +22,7 @@ with the run it was in. Writes benchmarks/results/preference_sources.json.
 
 import argparse
 import functools
+import itertools
 import json
 import shlex
 import sys
@@ -151,7 +154,8 @@ def parse():
     options.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     options.add_argument("--scenes", type=int, default=2600, help="to make pairs about")
     options.add_argument("--pairs", type=int, default=1280, help="trained on, at most")
-    options.add_argument("--lr", type=float, default=choose("pocket").learning_rate)
+    rate = choose("pocket").learning_rate
+    options.add_argument("--lr", type=float, nargs="+", default=[rate, 5 * rate])
     options.add_argument("--test-scenes", type=int, default=500, help="of each split")
     options.add_argument("--kept", type=Path, default=KEPT, help="figures of finished runs")
     options.add_argument("--out", type=Path, default=RESULTS)
@@ -161,20 +165,21 @@ def parse():
 def run(options):
     """A row of figures for the base, and for each source of each seed."""
     model, processor = pocket.load()
-    folder = options.kept / identity(model, options)
+    folders = {lr: options.kept / identity(model, options, lr) for lr in options.lr}
     material = functools.cache(lambda seed: Material(options, seed))
-    runs = [(name, seed) for seed in options.seeds for name in options.sources]
+    runs = list(itertools.product(options.lr, options.seeds, options.sources))
     with tqdm(total=1 + len(runs), desc="runs", unit="run") as bar:
-        rows = [kept(folder / "base.json", lambda: base_row(model, processor, options), bar)]
-        for name, seed in runs:
-            one = functools.partial(source_row, name, material, seed, options, folder)
-            rows.append(kept(folder / f"{name}-{seed}.json", one, bar))
+        base = functools.partial(base_row, model, processor, options)
+        rows = [{"lr": None, **kept(folders[options.lr[0]] / "base.json", base, bar)}]
+        for lr, seed, name in runs:
+            one = functools.partial(source_row, name, material, seed, lr, options, folders[lr])
+            rows.append({"lr": lr, **kept(folders[lr] / f"{name}-{seed}.json", one, bar)})
     return rows
 
 
-def identity(model, options):
+def identity(model, options, lr):
     """A name for all that a run's figures hang on but its source and seed."""
-    sizes = options.scenes, options.pairs, options.test_scenes, options.lr
+    sizes = options.scenes, options.pairs, options.test_scenes, lr
     return digest([sizes, versions(), model_digest(model), code(Path(make.__file__))])[:12]
 
 
@@ -193,14 +198,14 @@ def base_row(model, processor, options):
     return {"source": "base", "title": "base", "seed": None, **figures, **took(began)}
 
 
-def source_row(name, material, seed, options, folder):
+def source_row(name, material, seed, lr, options, folder):
     began, source, material = time.process_time(), SOURCES[name], material(seed)
     pairs = few(source.pairs(material), options.pairs)
     base, processor = pocket.load()
     trainer = dpo_trainer(
         base, processor, require_sound(to_conversational(pairs)), choose("pocket"),
         folder / f"{name}-{seed}", loss_type=list(source.loss), seed=seed,
-        learning_rate=options.lr, disable_tqdm=True,
+        learning_rate=lr, disable_tqdm=True,
     )  # fmt: skip
     model = trained(trainer)
     return {
@@ -270,15 +275,25 @@ def percent(share):
 
 
 def table(rows):
-    """Mean ± sample standard deviation over the seeds, one line a source."""
-    columns = ("pairs", "right", *FIGURES)
-    width = 2 + max(len(row["title"]) for row in rows)
-    lines = [" " * width + "".join(name.rjust(13) for name in columns)]
+    """Mean±sample standard deviation over the seeds: a line for each source, a block for each
+    learning rate."""
+    base = [row for row in rows if row["lr"] is None]
+    rates = dict.fromkeys(row["lr"] for row in rows if row["lr"] is not None)
+    blocks = ([*base, *(row for row in rows if row["lr"] == lr)] for lr in rates)
+    return "\n\n".join(map(block, rates, blocks))
+
+
+def block(rate, rows):
+    shown = ("pairs", "right", "trap_hal", "trap_cover", "iid_cover", "probes", "yes", "words")
+    lines = [[f"learning rate {rate:.0e}", *shown]]
     for title in dict.fromkeys(row["title"] for row in rows):
         found = [row for row in rows if row["title"] == title]
-        cells = [cell([row.get(name) for row in found]) for name in columns]
-        lines.append(title.ljust(width) + "".join(text.rjust(13) for text in cells))
-    return "\n".join(lines)
+        lines.append([title, *(cell([row.get(name) for row in found]) for name in shown)])
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        line[0].ljust(first) + "".join(map(str.rjust, line[1:], (n + 2 for n in others)))
+        for line in lines
+    )
 
 
 def cell(values):
@@ -286,7 +301,7 @@ def cell(values):
         return ""
     if len(values) == 1 or isinstance(values[0], int):
         return f"{np.mean(values):.4g}"
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    return f"{np.mean(values):.1f}±{np.std(values, ddof=1):.1f}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import shutil
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises for a damaged file; nothing is unpickled
+from tempfile import TemporaryFile
 
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
@@ -186,8 +187,8 @@ def check_writable(folder, needed_bytes=50_000_000):
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / ".write_test", "x")
-        (folder / ".write_test").unlink()
+        with TemporaryFile(dir=folder) as file:  # under a name of its own: others may try, too
+            file.write(b"x")
     except OSError as error:
         raise CheckpointError(
             f"cannot write to {folder} ({error.strerror}): choose another folder"

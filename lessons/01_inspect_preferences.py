@@ -424,7 +424,7 @@ print("errors less than the rejected answer: pairs", dict(sorted(Counter(gaps).i
 # | Would *your* model say this? | answers of others may be far from its own | lessons 07, 08 |
 # | Will training on it help? | only a measurement on other pictures can say | lesson 05 |
 #
-# Lessons 07 and 08 are planned, not yet written.
+# Lesson 08 is planned, not yet written.
 
 # %% tags=["key-figure"]
 share, low, high = results[f"{name}: longer wins"]

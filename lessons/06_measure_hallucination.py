@@ -457,4 +457,4 @@ print(
 # **Try it.** Score another model: write its answers as AMBER's or POPE's files and run
 # `python -m tools.score --help`. Then set `SEED = 1`: which figures move more than their intervals?
 #
-# [Next: A · The pocket model](A_pocket_model.ipynb)
+# [Next: 07 · Make your own preferences](07_make_preferences.ipynb)

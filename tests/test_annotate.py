@@ -175,13 +175,15 @@ def test_undo_goes_back_one_choice_at_a_time_also_after_a_restart(pairs, folder)
 
 def test_a_reason_is_asked_for_and_kept(pairs, folder):
     session = Session(pairs, "Ada", folder)
-    for empty in ("", "  \n"):
+    for empty in ("", "  \n", None):
         with pytest.raises(LabelError, match="say why"):
             session.skip(empty)
     session.skip(' too dark,\n "really" ☂ ')
     (label,) = read_labels(session.path).labels.values()
     assert label.reason == 'too dark, "really" ☂' and label.pick == "skip"
     assert session.progress.skipped == 1
+    session.skip("half a smile \ud83d")
+    assert [label.reason for label in read_labels(session.path).labels.values()][1][:6] == "half a"
 
 
 def test_choices_that_cannot_be(pairs, folder):
@@ -231,7 +233,7 @@ def test_a_torn_file_is_gone_on_with(pairs, folder, lost, capsys):
     again = label_all(Session(pairs, "Ada", folder))
     assert len(read_labels(again.path).labels) == 8
     assert before.items() <= read_labels(again.path).labels.items()
-    assert ("was cut off" in capsys.readouterr().out) == (lost in (2, 40, 200))
+    assert ("cannot be read" in capsys.readouterr().out) == (lost in (2, 40, 200))
 
 
 # Without torch, which takes long to import, and which only the check for room brings in.
@@ -298,7 +300,22 @@ def test_a_file_that_vanished_is_named(pairs, folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "  ", None, 7, "a/b", "a\\b", "../x", ".x", "a\x00b", "x" * 61, "a:b", "a\u202eb"]
+    "name",
+    [
+        "",
+        "  ",
+        None,
+        7,
+        "a/b",
+        "a\\b",
+        "../x",
+        ".x",
+        "a\x00b",
+        "x" * 61,
+        "a:b",
+        "a\u202eb",
+        "ΐ" * 60,
+    ],
 )
 def test_names_that_cannot_be_one(pairs, folder, name):
     with pytest.raises(LabelError, match="annotator="):
@@ -430,15 +447,21 @@ def test_a_folder_that_cannot_be_written(pairs, tmp_path):
             '{"annotator": "Ada", "pairs": "x"}\n{"annotator": "Bob", "pairs": "x"}\n',
             "'Ada' and by 'Bob'",
         ),
+        ('{"annotator": null, "pairs": "x"}\n', "line 1 of .* has annotator=None, not a text"),
+        ('{"annotator": "Ada", "pairs": "x"}\n{"undo": [1]}\n', "line 2 of .* has undo="),
+        ('{"pair": ["x"], "pick": "tie", "left": "chosen"}\n', "line 1 of .* is not a label"),
+        ('{"annotator": "Ada", "pairs": "x"}\r{"undo": "y"}\r', "other line ends"),
+        ('{"annotator": "Ada"}\n'.encode("utf-16").decode("latin-1"), "another encoding"),
+        ("[" * 10**5 + "\n[\n", "is not a file of labels"),
     ],
 )
 def test_files_that_are_not_labels_are_named(pairs, folder, text, message):
     folder.mkdir()
-    (folder / "ada.jsonl").write_text(text)
+    (folder / "ada.jsonl").write_bytes(text.encode("latin-1"))
     for read in (lambda: Session(pairs, "Ada", folder), lambda: read_votes(folder, pairs)):
         with pytest.raises(LabelError, match=message):
             read()
-    assert (folder / "ada.jsonl").read_text() == text
+    assert (folder / "ada.jsonl").read_bytes() == text.encode("latin-1")
 
 
 # --- the widget, without its page ----------------------------------------------------------
@@ -573,6 +596,12 @@ def test_folders_that_do_not_merge(pairs, folder, capsys):
     simulate(pairs, folder, "Ada")
     with pytest.raises(LabelError, match="ada.jsonl has 3 labels of other pairs"):
         read_votes(folder, pairs.select(range(5)))
+    (folder / "bob.jsonl").unlink()
+    (folder / "empty.jsonl").unlink()
+    votes = read_votes(folder, pairs)
+    for use in (conflict_cards, to_preferences):
+        with pytest.raises(LabelError, match="about 3 pairs that are not among these 5"):
+            use(votes, pairs.select(range(5)))
 
 
 def test_ties_alone_make_no_dataset(pairs, folder):

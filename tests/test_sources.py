@@ -121,6 +121,13 @@ def test_a_score_that_is_none_is_named_with_its_answer(score, complaint):
         sources.ranked(SCENES[:1], [["a", "a cup"]], odd)
 
 
+def test_what_is_no_list_of_scores_is_refused():
+    with pytest.raises(SynthesisError, match="gave None, not a list of scores"):
+        sources.ranked(SCENES[:1], [["a", "b"]], lambda items: None)
+    with pytest.raises(SynthesisError, match="answers to 1 scenes, of 2"):
+        sources.ranked(SCENES[:2], [["a", "b"]], lambda items: [])
+
+
 def test_too_few_scores_are_refused():
     with pytest.raises(SynthesisError, match="gave 1 scores, not 2"):
         sources.ranked(SCENES[:1], [["a", "b"]], lambda items: [1.0])
@@ -283,7 +290,7 @@ def test_mixed_pairs_keep_every_row_once_in_another_order():
 
 
 def options(folder, **changes):
-    sizes = {"scenes": 8, "pairs": 4, "test_scenes": 4, "lr": 8e-5}
+    sizes = {"scenes": 8, "pairs": 4, "test_scenes": 4, "lr": [8e-5, 4e-4]}
     return SimpleNamespace(
         **{"seeds": [0], "sources": ["inject", "control"], "kept": folder, **sizes, **changes}
     )
@@ -303,11 +310,12 @@ def test_finished_runs_are_kept_and_a_killed_benchmark_goes_on(tmp_path, monkeyp
         bench.run(options(tmp_path))
     monkeypatch.setattr(bench, "source_row", lambda name, *g: made.append(name) or real(name, *g))
     rows = bench.run(options(tmp_path))
-    assert made == ["inject", "control"]
-    assert [row["source"] for row in rows] == ["base", "inject", "control"]
+    assert made == ["inject", "control"] * 2
+    assert [row["source"] for row in rows] == ["base", *made]
+    assert [row["lr"] for row in rows] == [None, 8e-5, 8e-5, 4e-4, 4e-4]
     assert all(row["pairs"] == 4 and row["steps"] == 1 for row in rows[1:])
     assert all(0 <= row[name] for row in rows for name in bench.FIGURES)
-    assert bench.table(rows).count("\n") == 3
+    assert bench.table(rows).count("\nbase") == 2 and bench.table(rows).count("\n") == 8
     monkeypatch.setattr(bench, "source_row", dies_in_the_second)
     assert bench.run(options(tmp_path)) == rows  # nothing is done twice
     with pytest.raises(KeyboardInterrupt):  # but other settings are another benchmark

@@ -64,6 +64,11 @@ def test_equally_good_answers_make_no_pair(monkeypatch):
         synthesis.rank_own_samples(None, None, synthesis.preference_scenes(4))
 
 
+@pytest.mark.parametrize("count", [0, 1, 5, 6])
+def test_as_many_scenes_as_asked(count):
+    assert len(synthesis.preference_scenes(count)) == count
+
+
 def test_half_of_the_scenes_are_traps_and_none_is_a_test_scene():
     scenes = synthesis.preference_scenes(200, seed=3)
     tempted = [any(world.ASSOCIATES.get(n) in s.nouns for n in s.nouns) for s in scenes]

@@ -12,7 +12,16 @@ from peft import get_peft_model
 from helpers import pocket, world
 from helpers.models import ModelError, lora_config
 from helpers.preferences import check_pairs, to_conversational
-from helpers.synthesis import Filters, Item, Parts, Settings, best_worst, rlaifv_pairs, run
+from helpers.synthesis import (
+    Filters,
+    Item,
+    Parts,
+    Score,
+    Settings,
+    best_worst,
+    rlaifv_pairs,
+    run,
+)
 from helpers.synthesis import pocket_parts as parts_of
 from helpers.synthesis.pocket_parts import (
     Drawer,
@@ -141,6 +150,18 @@ def test_noise_is_the_items_own_and_has_its_spread():
     errors = [s - t for s, t in zip(scores, matches_prompt(items), strict=True)]
     assert abs(sum(errors) / 300) < 0.4 and 1.8 < (sum(e * e for e in errors) / 300) ** 0.5 < 2.2
     assert judge.name == "matches_prompt with noise" and judge.settings == {"spread": 2}
+
+
+def test_noise_keeps_what_a_score_knows_and_frees_the_model():
+    def fact_count(items):
+        return [Score(None), Score(-1, {"facts": [["q", False]]})]
+
+    fact_count.release = lambda: released.append(1)
+    released, judge = [], noisy(fact_count)
+    nothing, score = judge(drawn(Drawer(), pocket_prompts(2)))
+    assert nothing.nothing and score.about == {"facts": [["q", False]]} and score != -1
+    judge.release()
+    assert released
 
 
 def test_the_blind_scorer_counts_words_and_sees_nothing():

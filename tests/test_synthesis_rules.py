@@ -185,6 +185,17 @@ def test_each_filter_drops_its_own_and_counts_it():
     assert dropped == {"tie": 1, "empty": 1, "same text": 1} and len(kept) == 6
 
 
+@pytest.mark.parametrize("text", ["", " \n", ".", "\u200b", "\ufeff", "--- !"])
+def test_what_has_no_letter_and_no_digit_is_empty(text):
+    assert sound_answers([text, "a cup", "7", "杯子"], Filters()) == ["empty", None, None, None]
+
+
+def test_facts_of_another_shape_are_named():
+    odd = answer("0/1", 2, facts=["is it red?"])
+    with pytest.raises(ValueError, match=r"answer 0/1 has about\['facts'\]"):
+        rlaifv_pairs([[odd, answer("0/2", 0)]])
+
+
 def test_limits_are_inclusive():
     filters = Filters(least_words=4, most_words=12, least_margin=2, most_times_longer=3)
     edge = Pair(answer("a", 2.0, 12), answer("b", 0.0, 4))

@@ -20,7 +20,7 @@ from helpers.annotate.labels import LabelError, digest_of, now, read_labels
 from helpers.checkpoints import check_writable
 
 FORBIDDEN = set('/\\<>:"|?*')  # in the file names of one system or another
-LONGEST_NAME = 60
+LONGEST_NAME, LONGEST_FILE_NAME = 60, 200  # characters; bytes, of the 255 that systems take
 OWNER_FILE = Path(__file__).resolve().parents[2] / "runs" / ".annotator"
 
 
@@ -126,10 +126,12 @@ def sound_name(annotator):
     if not name:
         raise LabelError(f"annotator={annotator!r}: give the name of the one who labels")
     bad = sorted({c for c in name if c in FORBIDDEN or not c.isprintable()})
-    if bad or name.startswith(".") or len(name) > LONGEST_NAME:
+    long = len(name) > LONGEST_NAME or len(stem_of(name).encode()) > LONGEST_FILE_NAME
+    if bad or long or name.startswith("."):
         raise LabelError(
             f"annotator={annotator!r} gives no file name: at most {LONGEST_NAME} characters, no "
-            f"dot in front, and none of {' '.join(sorted(FORBIDDEN))}"
+            f"dot in front, none of {' '.join(sorted(FORBIDDEN))} and none that is invisible"
+            + (f" (leave out {', '.join(map(ascii, bad))})" if bad else "")
         )
     return name
 

@@ -4,7 +4,8 @@
 
 A file has a JSON object a line: first whose labels these are and of which pairs, then the choices
 as they came, an `undo` where one was taken back, an `opened` where a session began. A line that was
-cut off when the process was killed was never confirmed to anybody: it is passed over and named.
+cut off when the process was killed was never confirmed to anybody: like any line that cannot be
+read it is passed over and named.
 """
 
 import hashlib
@@ -39,6 +40,8 @@ class Label:
     at: str = ""
 
     def __post_init__(self):
+        if not isinstance(self.pair, str):
+            raise LabelError(f"a label has pair={self.pair!r}: it is a text")
         if self.pick not in PICKS or self.left not in ANSWERS:
             raise LabelError(
                 f"a label has pick={self.pick!r} and left={self.left!r}: pick is one of "
@@ -96,7 +99,7 @@ def digest_of(texts):
 class LabelsRead:
     """What a file holds: whose, of which pairs, the last to open it, {pair: Label} in order.
 
-    `torn`: numbers of the lines that were cut off. `size`: bytes.
+    `torn`: numbers of the lines that cannot be read. `size`: bytes.
     """
 
     path: Path
@@ -115,17 +118,18 @@ def read_labels(path):
         data = path.read_bytes()
     except OSError as error:
         raise LabelError(f"cannot read {path} ({error.strerror}): restore it") from error
+    _require_text(path, data)
     head, labels, torn, owner = {}, {}, [], None
     for number, line in enumerate(data.split(b"\n"), 1):
         record = _record(line)
         if record is None:
             torn += [number] if line.strip() else []
         elif "annotator" in record:
-            head = _same_head(path, head, record)
+            head = _same_head(path, head, _texts(path, number, record, "annotator", "pairs"))
         elif "opened" in record:
-            owner = record["opened"]
+            owner = _texts(path, number, record, "opened")["opened"]
         elif "undo" in record:
-            labels.pop(record["undo"], None)
+            labels.pop(_texts(path, number, record, "undo")["undo"], None)
         else:
             label = _label(path, number, record)
             labels[label.pair] = label
@@ -138,9 +142,30 @@ def read_labels(path):
 def _record(line):
     try:
         record = json.loads(line)
-    except ValueError:  # cut off; also in the middle of a character
+    except (ValueError, RecursionError):  # cut off; also in the middle of a character
         return None
     return record if isinstance(record, dict) else None
+
+
+def _require_text(path, data):
+    """A crash can leave zeros at the end; an editor, all of it in another encoding."""
+    first = data.partition(b"\n")[0].rstrip(b"\0")
+    if b"\0" in first or b"\r" in data.replace(b"\r\n", b""):
+        raise LabelError(
+            f"{path} was saved by another program, in another encoding or with other line ends: "
+            "save it as UTF-8 with Unix line ends, or restore it"
+        )
+
+
+def _texts(path, number, record, *names):
+    """The record, in which each of these is a text."""
+    for name in names:
+        if not isinstance(record.get(name), str):
+            raise LabelError(
+                f"line {number} of {path} has {name}={record.get(name)!r:.80}, not a text: restore "
+                "that line"
+            )
+    return record
 
 
 def _same_head(path, head, record):

@@ -63,7 +63,7 @@ class Session:
         self.labels = dict(self._file.labels)
         self._shown = time.monotonic()
         for line in self._file.torn:
-            print(f"line {line} of {self.path} was cut off: that choice was not saved")
+            print(f"line {line} of {self.path} cannot be read: a choice in it is not counted")
         if self.labels:
             told = f"{len(self.labels)} of {len(self._keys)} pairs"
             print(f"{self.annotator}: {told} are in {self.path}")
@@ -97,7 +97,8 @@ class Session:
 
     def skip(self, reason):
         """Save why this pair gets no label, in at most 300 characters."""
-        key, reason = self._current(), " ".join(str(reason).split())[:LONGEST_REASON]
+        key, reason = self._current(), " ".join(str(reason or "").split())[:LONGEST_REASON]
+        reason = reason.encode(errors="replace").decode()  # half a character cannot be saved
         self._save(Label(key, "skip", self._left[key], self._seconds(), reason))
 
     def undo(self):

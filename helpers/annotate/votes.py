@@ -38,7 +38,7 @@ def read_votes(folder, pairs):
                 "that were labelled, or take the file out of the folder"
             )
         for line in read.torn:
-            print(f"line {line} of {path} was cut off: that choice was not saved")
+            print(f"line {line} of {path} cannot be read: a choice in it is not counted")
         votes[read.annotator] = read.labels
     if not any(votes.values()):
         raise LabelError(f"there are no labels in {folder}: label some pairs first")
@@ -97,11 +97,22 @@ def conflicts(votes):
 
 def conflict_cards(votes, pairs, most=8):
     """A card for each of the `most` divided pairs, each answer after those who picked it."""
-    rows = dict(zip(pair_keys(pairs), range(len(pairs)), strict=True))
+    places = _places(votes, pairs)
     return [
-        _conflict_card(pairs[rows[key]], cast)
+        _conflict_card(pairs[places[key]], cast)
         for key, cast in itertools.islice(conflicts(votes).items(), most)
     ]
+
+
+def _places(votes, pairs):
+    """{pair: number of its row}. Raises LabelError for votes about other pairs."""
+    places = {key: i for i, key in enumerate(pair_keys(pairs))}
+    if strangers := {key for labels in votes.values() for key in labels} - set(places):
+        raise LabelError(
+            f"there are votes about {len(strangers)} pairs that are not among these "
+            f"{len(places)}: pass the dataset that was labelled"
+        )
+    return places
 
 
 def _conflict_card(row, cast):
@@ -120,7 +131,8 @@ def to_preferences(votes, pairs, ties="drop"):
     ties="drop" leaves undecided pairs out; ties="both" keeps them in both orders, which pulls
     their margin towards 0. Image bytes are untouched. `origin_split` is JSON: each annotator's
     vote in the words of the row, whether the source agrees, and the source's own `origin_split`.
-    Raises LabelError if no pair is left, ValueError for another setting.
+    Raises LabelError for votes about other pairs or if no pair is left, ValueError for another
+    setting.
     """
     if ties not in ("drop", "both"):
         raise ValueError(f"ties={ties!r}: choose 'drop' or 'both'")
@@ -130,7 +142,7 @@ def to_preferences(votes, pairs, ties="drop"):
     stored = pairs.with_format(None).cast_column("image", Image(decode=False))
     rows = [
         _row(stored[i], i, winner, cast[key])
-        for i, key in enumerate(pair_keys(pairs))
+        for key, i in _places(votes, pairs).items()
         if key in found
         for winner in winners[found[key]]
     ]

@@ -18,6 +18,7 @@ short way, here on one page. The long one draws pictures for prompts and has mod
 | `pocket_parts` | stages of the pocket track |
 """
 
+import itertools
 import json
 
 from datasets import Dataset, Image
@@ -41,10 +42,10 @@ def preference_scenes(count, seed=0):
 
     With traps alone the model would learn to leave associates out; with both it must look.
     """
-    halves = (
-        world.sample_scenes(count // 2, split, "preference", seed) for split in ("trap", "iid")
-    )
-    return [scene for both in zip(*halves, strict=True) for scene in both]
+    traps = world.sample_scenes(count - count // 2, "trap", "preference", seed)
+    usual = world.sample_scenes(count // 2, "iid", "preference", seed)
+    both = itertools.zip_longest(traps, usual)
+    return [scene for two in both for scene in two if scene is not None]
 
 
 def rank_own_samples(model, processor, scenes, samples=4, temperature=1.0, seed=0):

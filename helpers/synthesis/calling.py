@@ -16,7 +16,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from helpers.models import ModelError
-from helpers.synthesis.items import Drawn, Item, Score, SynthesisError, as_json, name_of
+from helpers.synthesis.items import (
+    RESERVED,
+    Drawn,
+    Item,
+    Score,
+    SynthesisError,
+    as_json,
+    name_of,
+    release,
+)
 from helpers.synthesis.store import (
     encoded,
     read_errors,
@@ -86,7 +95,7 @@ def call_stage(task, work):
                 if item.key not in done:
                     _call(task, work, [item], f"{name}-{i:05d}", known)
     finally:
-        getattr(task.stage, "release", lambda: None)()
+        release(task.stage)
     return {item.key: known[item.key] for item in task.items if item.key in known}
 
 
@@ -126,7 +135,7 @@ def _results(stage, items):
             for count, result in enumerate(results, 1):
                 if count <= len(items):
                     yield [result]
-        elif results is None or isinstance(results, (str, bytes, dict)):
+        elif results is None or isinstance(results, (str, bytes, dict, set, frozenset)):
             raise TypeError(f"it returned {results!r:.80}, not a list of results")
         else:
             results = list(results)
@@ -198,6 +207,8 @@ def read_picture(folder, kind, size):
             whose = "" if size else " as the run's first picture (which is right, say in `size`)"
             raise Fault(f"its picture has {sizes}{whose}")
         about = _about(drawn.about)
+        if taken := RESERVED & set(drawn.about):
+            raise Fault(f"its `about` has {min(taken)!r}, which has a meaning: choose another name")
         try:
             data = encoded(image, kind)
         except Exception as error:  # a file that is cut off shows only here

@@ -41,7 +41,7 @@ def sound_answers(texts, filters):
     seen, reasons = set(), []
     for text in texts:
         same = _plain(text)
-        reasons.append(_word_fault(len(same.split()), filters))
+        reasons.append(_word_fault(same, filters))
         if reasons[-1] is None and same in seen and not filters.repeats:
             reasons[-1] = "repeated"
         seen.add(same)
@@ -67,7 +67,7 @@ def pair_fault(pair, filters):
 def text_fault(chosen, rejected, filters):
     """What two `Scored` texts tell of why they make no pair, or None."""
     for answer in (chosen, rejected):
-        if reason := _word_fault(answer.words, filters):
+        if reason := _word_fault(answer.text, filters):
             return reason
     if _plain(chosen.text) == _plain(rejected.text):
         return "same text"
@@ -102,9 +102,10 @@ def _unscored(row):
     return tuple(Scored("", text if isinstance(text, str) else "", None) for text in texts)
 
 
-def _word_fault(words, filters):
-    if words == 0:
+def _word_fault(text, filters):
+    if not any(map(str.isalnum, text)):  # nor does a full stop or an invisible character answer
         return "empty"
+    words = len(text.split())
     if words < filters.least_words:
         return f"under {filters.least_words} words"
     if filters.most_words is not None and words > filters.most_words:

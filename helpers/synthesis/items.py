@@ -17,8 +17,9 @@ yield its results one by one: each is then kept as soon as it is there, not with
 has a `release`, this is called when its last item is done, to free memory for the next stage.
 
 A stage that draws random numbers takes them from `item.seed`, so that a result hangs neither on the
-rest of the batch nor on where a run was interrupted. One that samples in batches may seed a batch
-from the seeds in it: the batches of a run are the same however often it is interrupted.
+rest of the batch nor on where a run was interrupted. One that samples in batches and returns a list
+may seed a batch from the seeds in it: unless a call fails as a whole, the batches of a run are the
+same however often it is interrupted. One that yields may not.
 """
 
 import json
@@ -28,6 +29,8 @@ from functools import partial
 from typing import Any
 
 from PIL import Image
+
+RESERVED = {"prompt", "picture", "chosen", "rejected"}  # in what is told of a pair
 
 
 class SynthesisError(ValueError):
@@ -46,7 +49,13 @@ class Prompt:
         for name in ("text", "question"):
             if not (isinstance(getattr(self, name), str) and getattr(self, name).strip()):
                 raise ValueError(f"a prompt's {name} is {getattr(self, name)!r}: write a sentence")
+            as_json(getattr(self, name), f"a prompt's {name}")
         as_json(self.about, "a prompt's `about`")
+        if taken := RESERVED & set(self.about):
+            raise ValueError(
+                f"a prompt's `about` has {min(taken)!r}, under which a pair tells how it came to "
+                "be: choose another name"
+            )
 
 
 @dataclass(frozen=True)
@@ -87,40 +96,66 @@ class Score(float):
 
 
 def text_only(reward):
-    """The reward, made blind: of each item it is handed the question and the answer alone.
+    """The reward, made blind: of each item it is handed question, answer and seed, and a number.
 
-    The picture and `about` are withheld, and so is the prompt, which says what the picture shows.
+    The picture and `about` are withheld, and so are the prompt, which says what the picture shows,
+    and the key, which names the answerer.
     """
 
     def blind(items):
-        return reward([replace(item, prompt="", image=None, about={}) for item in items])
+        hidden = {"prompt": "", "image": None, "about": {}}
+        return reward([replace(item, key=str(i), **hidden) for i, item in enumerate(items)])
 
     blind.name, blind.settings = f"{name_of(reward)} (text only)", settings_of(reward)
-    blind.release = getattr(reward, "release", lambda: None)
+    blind.release = partial(release, reward)
     return blind
 
 
 def name_of(stage):
     """What a stage is called: its `name`, else its `__name__`, else that of its class."""
-    if isinstance(stage, partial):
-        stage = stage.func
-    return getattr(stage, "name", None) or getattr(stage, "__name__", type(stage).__name__)
+    if isinstance(stage, partial) and not getattr(stage, "name", None):
+        return name_of(stage.func)
+    return str(getattr(stage, "name", None) or getattr(stage, "__name__", type(stage).__name__))
 
 
 def settings_of(stage):
-    """A stage's `settings`, {} if it has none; of a functools.partial its plain keywords, too."""
+    """A stage's `settings`, {} if it has none; of a functools.partial what it binds, too.
+
+    A model that is bound is no JSON and left out: the stage's own settings name it. Raises
+    SynthesisError for settings that are no dict, or no JSON.
+    """
     if isinstance(stage, partial):
-        plain = str | int | float | None  # a model among them is named by the stage's own settings
-        keywords = {k: v for k, v in stage.keywords.items() if isinstance(v, plain)}
-        return settings_of(stage.func) | keywords
-    return dict(getattr(stage, "settings", {}))
+        bound = {f"argument {i}": value for i, value in enumerate(stage.args)} | stage.keywords
+        return settings_of(stage.func) | {k: v for k, v in bound.items() if _is_json(v)}
+    settings = getattr(stage, "settings", {})
+    if not isinstance(settings, dict):
+        raise SynthesisError(f"the settings of {name_of(stage)!r} are {settings!r:.80}, not a dict")
+    as_json(settings, f"a setting of {name_of(stage)!r}")
+    return dict(settings)
+
+
+def release(stage):
+    """Free what a stage holds, if it has a `release`."""
+    if isinstance(stage, partial):
+        return release(stage.func)
+    getattr(stage, "release", lambda: None)()
 
 
 def as_json(value, what):
     """One line of JSON, always the same for the same value. Raises SynthesisError naming `what`."""
     try:
-        return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        text.encode()  # half of a character cannot be
+        return text
     except (TypeError, ValueError) as error:
         raise SynthesisError(
             f"{what} is no JSON ({error}): use texts, finite numbers, lists and dicts"
         ) from None
+
+
+def _is_json(value):
+    try:
+        as_json(value, "it")
+    except SynthesisError:
+        return False
+    return True

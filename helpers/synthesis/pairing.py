@@ -146,5 +146,11 @@ def _better_first(a, b):
 
 
 def _told_once(answer):
-    questions = [question for question, _ in answer.about.get("facts", ())]
+    try:
+        questions = [question for question, _ in answer.about.get("facts", ())]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"answer {answer.key} has about['facts'] = {answer.about['facts']!r:.80}: list "
+            "(question, accepted) for each of its facts"
+        ) from None
     return len(set(questions)) == len(questions)

@@ -59,6 +59,10 @@ class Settings:
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} is {value!r}: set it to a whole number, 1 or more")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed is {self.seed!r}: set it to a whole number")
+        if self.size is not None and not _is_size(self.size):
+            raise ValueError(f"size is {self.size!r}: set it to (width, height) in pixels")
         for name, known in (("image_format", ("PNG", "JPEG")), ("on_error", ("stop", "skip"))):
             value = getattr(self, name)
             if value not in known:
@@ -88,6 +92,7 @@ def run_identity(prompts, parts, settings):
         "image_scores": {"image_reward": _stage(parts.image_reward)},
         "answers": {
             "answerers": {name_of(stage): settings_of(stage) for stage in parts.answerers},
+            "order": [name_of(stage) for stage in parts.answerers],  # it decides between ties
             **{n: getattr(settings, n) for n in ("keep", "least_image_score", "samples")},
         },
         "answer_scores": {
@@ -99,6 +104,14 @@ def run_identity(prompts, parts, settings):
             **{name: value for name, value in filters.items() if name not in ANSWER_FILTERS},
         },
     }
+
+
+def _is_size(size):
+    return (
+        isinstance(size, (tuple, list))
+        and len(size) == 2
+        and all(isinstance(edge, int) and edge >= 1 for edge in size)
+    )
 
 
 def require_prompts(prompts):

@@ -14,6 +14,7 @@ import hashlib
 import random
 import re
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,7 +27,15 @@ from helpers.icons import COLOURS
 from helpers.kept import model_digest
 from helpers.models import ModelError
 from helpers.synthesis import preference_scenes
-from helpers.synthesis.items import Drawn, Prompt, Score, name_of, settings_of, text_only
+from helpers.synthesis.items import (
+    Drawn,
+    Prompt,
+    Score,
+    name_of,
+    release,
+    settings_of,
+    text_only,
+)
 from helpers.synthesis.pairing import fact_score
 
 TOGETHER = 256  # pictures at once in the pocket model
@@ -149,12 +158,21 @@ def noisy(reward, spread=1.0):
     """The reward plus normal noise of this standard deviation, from each item's seed."""
 
     def judge(items):
-        noise = (random.Random(item.seed).gauss(0, spread) for item in items)
-        return [score + error for score, error in zip(reward(items), noise, strict=True)]
+        return [
+            _with_noise(score, random.Random(item.seed).gauss(0, spread))
+            for item, score in zip(items, reward(items), strict=True)
+        ]
 
     judge.name = f"{name_of(reward)} with noise"
     judge.settings = {"spread": spread, **settings_of(reward)}
+    judge.release = partial(release, reward)
     return judge
+
+
+def _with_noise(score, error):
+    if isinstance(score, Score):
+        return score if score.nothing else Score(score + error, score.about)
+    return score + error
 
 
 # --- judges of answers -----------------------------------------------------------------------

@@ -21,6 +21,7 @@ with the scene. `benchmarks/preference_sources.py` trains on each of them.
 import json
 import random
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from datasets import Dataset, Image, concatenate_datasets
@@ -74,13 +75,20 @@ def _sound(texts, filters):
 
 def _judged(scenes, said, reward):
     """The `Scored` answers about each scene."""
+    if len(said) != len(scenes):
+        raise SynthesisError(
+            f"answers to {len(said)} scenes, of {len(scenes)}: pass a list for each"
+        )
     items = []
     for i, (scene, texts) in enumerate(zip(scenes, said, strict=True)):
         about, image = {"scene": scene.to_json()}, world.draw(scene)
         for k, text in enumerate(texts):
             seed = seed_of(scene.seed, "answer_scores", f"{k}")  # a noisy judge errs on each anew
             items.append(Item(f"{i}/{k}", "", world.DESCRIBE, seed, image, text, about))
-    scores = list(reward(items))
+    scores = reward(items)
+    if not isinstance(scores, Iterable):
+        raise SynthesisError(f"{name_of(reward)!r} gave {scores!r:.80}, not a list of scores")
+    scores = list(scores)
     if len(scores) != len(items):
         raise SynthesisError(f"{name_of(reward)!r} gave {len(scores)} scores, not {len(items)}")
     groups = [[] for _ in scenes]

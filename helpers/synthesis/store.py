@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from helpers.checkpoints import CheckpointError, check_writable
-from helpers.synthesis.items import SynthesisError, as_json
+from helpers.synthesis.items import SynthesisError
 
 STAGES = ("pictures", "image_scores", "answers", "answer_scores")  # in the order of a run
 RECORD, ERRORS, ROOM = "run.json", "errors.jsonl", 10_000_000
@@ -66,8 +66,9 @@ def open_run(folder, identity):
 def take_over(reuse, folder, identity):
     """Copy from the run in `reuse` what the run in `folder` would make in the same way.
 
-    Stages are compared in their order, up to the first that differs in a setting. Raises
-    SynthesisError naming the settings if not even the pictures are those that this run needs.
+    Stages are compared in their order, up to the first that differs in a setting, or of which this
+    run has made something itself. Raises SynthesisError naming the settings if not even the
+    pictures are those that this run needs, and the file if one in `reuse` is damaged.
     """
     reuse, there = Path(reuse), _record(Path(reuse))
     same = []
@@ -78,10 +79,22 @@ def take_over(reuse, folder, identity):
         same.append(stage)
     if not same:
         raise SynthesisError(f"nothing in {reuse} can be used again ({'; '.join(differ)})")
-    for name in ["images"] * ("pictures" in same) + same:
-        for path in sorted((reuse / name).glob("*.*")):
-            if path.suffix != ".new" and not (folder / name / path.name).exists():
-                write(folder / name / path.name, path.read_bytes())
+    for stage in same:
+        read_parts(reuse, stage)  # or a damaged part would be copied
+        if not _all_in(folder / stage, reuse / stage):
+            break
+        for name in ["images"] * (stage == "pictures") + [stage]:
+            for path in sorted((reuse / name).glob("*.*")):
+                if path.suffix != ".new" and not (folder / name / path.name).exists():
+                    write(folder / name / path.name, path.read_bytes())
+
+
+def _all_in(mine, theirs):
+    """Whether all parts of a stage here are copies of parts there."""
+    return all(
+        (theirs / path.name).exists() and (theirs / path.name).read_bytes() == path.read_bytes()
+        for path in mine.glob("*.parquet")
+    )
 
 
 def differences(there, now):
@@ -105,8 +118,9 @@ def _flat(identity):
 
 def _record(folder):
     try:
-        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return {stage: dict(settings) for stage, settings in record.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         raise SynthesisError(
             f"{folder / RECORD} cannot be read, so nobody knows what it is a run of: choose "
             "another folder"
@@ -129,12 +143,15 @@ def read_parts(folder, stage):
     known = {}
     for path in sorted((folder / stage).glob("*.parquet")):
         try:
-            table = pq.read_table(path, schema=SCHEMAS[stage])
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are of these
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read()
+            if table.schema != SCHEMAS[stage]:
+                raise ValueError(f"its columns are {', '.join(table.column_names)}")
+            known |= {record["key"]: record for record in table.to_pylist()}
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise SynthesisError(
                 f"{path} is damaged ({error}): remove it, and what was in it is made again"
             ) from None
-        known |= {record["key"]: record for record in table.to_pylist()}
     return known
 
 
@@ -143,7 +160,8 @@ def write_part(folder, stage, name, records):
     while (folder / stage / f"{name}.parquet").exists():
         name += "+"
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(records, schema=SCHEMAS[stage]), buffer)
+    table = pa.Table.from_pylist(records, schema=SCHEMAS[stage])
+    pq.write_table(table, buffer, write_page_checksum=True)
     write(folder / stage / f"{name}.parquet", buffer.getvalue().to_pybytes())
 
 
@@ -186,7 +204,7 @@ def image_data(folder, picture):
 def read_errors(folder):
     """{(stage, key): sentence} of the items that were skipped."""
     file, found = folder / ERRORS, {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
         try:
             error = json.loads(line)
             found[error["stage"], error["key"]] = error["error"]
@@ -197,10 +215,11 @@ def read_errors(folder):
 
 def write_error(folder, stage, key, sentence):
     """Begun on a new line, as the last one may have been cut off."""
+    sentence = sentence.encode(errors="replace").decode()  # it may quote half a character
+    record = json.dumps({"stage": stage, "key": key, "error": sentence})
     try:
         with open(folder / ERRORS, "a", encoding="utf-8") as lines:
-            lines.write("\n" + as_json({"stage": stage, "key": key, "error": sentence}, ERRORS))
-            lines.write("\n")
+            lines.write(f"\n{record}\n")
     except OSError as error:
         raise _unwritable(folder / ERRORS, error) from error
 
