@@ -17,7 +17,13 @@ from datasets.table import InMemoryTable, concat_tables
 from PIL import Image as PILImage
 
 from helpers.messages import conversation
-from helpers.stored import RAW_NEEDED, PreferenceDataError, column_names
+from helpers.stored import (
+    RAW_NEEDED,
+    PreferenceDataError,
+    as_given,
+    column_names,
+    gives_tables,
+)
 
 # Parts of a content as Json keep the keys they have. As one Arrow struct, every part would get the
 # keys of all of them, filled with None, and an empty `image` makes a text a picture to some models.
@@ -49,6 +55,11 @@ def to_conversational(dataset, num_proc=None):
         )
     if isinstance(dataset, IterableDataset):
         return _format_stream(dataset.with_format(None), columns)
+    if dataset.format["type"] == "custom":
+        raise PreferenceDataError(
+            "the dataset has a transform, which columns know nothing of: write what it makes of "
+            "the rows with map, or take it off with with_format(None)"
+        )
     if len(dataset) == 0:
         return Dataset.from_dict({c: [] for c in CONVERSATIONAL}, features=CONVERSATIONAL)
     return _format_dataset(dataset, num_proc)
@@ -155,22 +166,14 @@ def _lists(values, size):
 def _format_stream(stream, columns):
     # Undoes the decoding ahead that load_dataset sets up for remote streams.
     stream = stream.decode(False) if stream.features else stream
-    if _gives_tables(stream):
+    if gives_tables(stream):
         stream = stream.with_format("arrow")
         stream = stream.map(_format_table, batched=True, batch_size=STREAM_BATCH)
         stream = stream.with_format(None)
     else:
-        stream = stream.map(_format_row, remove_columns=columns)
+        stream = as_given(stream).map(_format_row, remove_columns=columns)
     # A stream decodes what a cast declares; what `map` declares it takes for decoded already.
     return stream.cast(CONVERSATIONAL)
-
-
-def _gives_tables(stream):
-    """Whether a stream is made of Arrow tables; from rows, `datasets` would encode pictures again.
-
-    It has no public name for this. Should the private one go, rows are formatted one at a time.
-    """
-    return bool(getattr(getattr(stream, "_ex_iterable", None), "iter_arrow", None))
 
 
 def _format_table(table):

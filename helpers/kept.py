@@ -188,8 +188,16 @@ def _steady(value):
 
 def processor_digest(processor):
     """A fingerprint of how pictures and texts become what the model sees."""
-    words = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True)
+    words = json.dumps(_rules(processor.tokenizer), sort_keys=True)
     return digest(processor.to_json_string() + str(processor.chat_template) + words)
+
+
+def _rules(tokenizer):
+    """What a tokenizer makes of a text hangs on; padding and truncation are each call's own."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return tokenizer.get_vocab()
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
 
 
 def digest(text):

@@ -6,8 +6,8 @@ The reference never changes, so its two numbers a pair need not be computed agai
 every run. A pair's numbers are found again only by all that they hang on: the reference's weights,
 the processor, precision and length settings, and the pair's texts and image bytes. When one of them
 changes the key is another one and the pair is computed anew: nothing stale is ever used, nor are
-columns of these names that the dataset brings along. A run that
-is killed goes on at the pair where it stopped.
+columns of these names that the dataset brings along. A run that is killed goes on at the pair where
+it stopped.
 """
 
 import json
@@ -22,7 +22,7 @@ from peft import PeftModel
 
 from helpers.batches import Job
 from helpers.kept import digest, kept, model_digest, processor_digest
-from helpers.stored import PreferenceDataError, digests_of, rows
+from helpers.stored import PreferenceDataError, image_digest, rows
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
 TEXTS = ("prompt", "chosen", "rejected")
@@ -50,7 +50,8 @@ def add_reference_logps(trainer, dataset, folder=None):
     size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_eval_batch_size
     job = Job("reference", [], list(range(len(dataset))), _scorer(trainer, dataset))
     keys = _keys(trainer, dataset)
-    logps = torch.tensor(kept(job, keys, folder or _beside(trainer, dataset), size))
+    found = kept(job, keys, folder or _beside(trainer, dataset), size)
+    logps = torch.tensor(found).reshape(-1, 2)  # also of no pair
     columns = Dataset.from_dict(dict(zip(COLUMNS, logps.T.numpy(), strict=True)))
     return datasets.concatenate_datasets([dataset, columns], axis=1)
 
@@ -62,27 +63,51 @@ def _scorer(trainer, dataset):
 def reference_logps(trainer, pairs):
     """(N, 2): the log-probs of chosen and rejected by the reference, which drops nothing out."""
     model = trainer.ref_model or trainer.model
-    batch = trainer._prepare_inputs(trainer.data_collator([dict(pair) for pair in pairs]))
-    training = model.training
+    rows = [_used_columns(trainer, pair) for pair in pairs]
+    batch = trainer._prepare_inputs(trainer.data_collator(rows))
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         return torch.stack(trainer.compute_ref_log_probs(model, batch), 1).float()
     finally:
-        model.train(training)
+        for module, was in training.items():
+            module.training = was
+
+
+def _used_columns(trainer, pair):
+    """What is left of a row in training."""
+    if not trainer.args.remove_unused_columns:
+        return dict(pair)
+    trainer._set_signature_columns_if_needed()
+    return {name: value for name, value in pair.items() if name in trainer._signature_columns}
 
 
 def _keys(trainer, dataset):
     args, processor = trainer.args, trainer.processing_class
+    pictures = {c: dataset.features[c] for c in ("image", "images") if c in dataset.features}
     common = [
-        reference_digest(trainer), processor_digest(processor), trl.__version__,
+        reference_digest(trainer), processor_digest(processor), trl.__version__, str(pictures),
         args.max_length, args.ld_alpha, trainer.accelerator.mixed_precision,
     ]  # fmt: skip
     templates = [name for name in TEMPLATED if name in dataset.column_names]
     settings = dataset.select_columns(templates) if templates else repeat({})
     return [
-        digest(json.dumps([*common, digests_of(row), *[row[name] for name in TEXTS], given]))
-        for row, given in zip(rows(dataset), settings, strict=False)
+        digest(json.dumps([*common, _pictures(i, row), *[row[name] for name in TEXTS], given]))
+        for i, (row, given) in enumerate(zip(rows(dataset), settings, strict=False))
     ]
+
+
+def _pictures(i, row):
+    """The digests of a row's pictures, in whichever of the two columns."""
+    one = row.get("image")
+    found = [] if one is None else [one]
+    digests = [image_digest(image) for image in [*found, *(row.get("images") or [])]]
+    if None in digests:
+        raise PreferenceDataError(
+            f"row {i} has a picture whose bytes cannot be read: check it with check_pairs, or set "
+            "precompute_ref_log_probs=False"
+        )
+    return digests
 
 
 def reference_digest(trainer):
@@ -90,6 +115,8 @@ def reference_digest(trainer):
     model = trainer.ref_model or trainer.model
     if not isinstance(model, PeftModel):
         return model_digest(model)
+    if model.active_peft_config.is_prompt_learning:  # beside the model, not in it
+        return model_digest(model.get_base_model())
     if "ref" in model.peft_config:
         return model_digest(model, of=lambda name: ".default." not in name)
     with model.disable_adapter():

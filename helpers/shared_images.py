@@ -12,11 +12,13 @@ stock path's waste with a reproduction of each; `tests/test_shared_images.py` th
 
 import copy
 import inspect
+import random
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import MethodType
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import trl.trainer.utils
 from datasets import Dataset, IterableDataset
@@ -50,6 +52,9 @@ class SharedImageDPOTrainer(DPOTrainer):
     the model allows it; the numbers are then equal to rounding (helpers.shared_prompt).
     """
 
+    unshared = None  # why pictures are not shared, in words
+    share_prompt = False
+
     def __init__(self, *positional, reference_folder=None, share_prompt=False, **named):
         given = inspect.signature(DPOTrainer).bind(*positional, **named).arguments
         cached = _cache_wanted(given.get("args"), given.get("train_dataset"))
@@ -60,7 +65,7 @@ class SharedImageDPOTrainer(DPOTrainer):
         self.args.precompute_ref_log_probs |= cached
         hook_once(backbone(self.model, whole=True))
 
-        self.unshared, self.share_prompt, self._stock_collator = None, False, self.data_collator
+        self._stock_collator = self.data_collator
         if self._is_vision_dataset:
             self.unshared = "not tried yet"
             if reason := why_not(self) or self._tried(self._share_pictures):
@@ -79,6 +84,8 @@ class SharedImageDPOTrainer(DPOTrainer):
         apart = self.unshared or why_not_packed(backbone(self.model))
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
             apart = "the adapter puts tokens of its own in front"
+        if self.args.torch_compile:
+            apart = "a compiled model takes no packed rows: set torch_compile=False"
         apart = apart or self._tried(lambda: setattr(self, "share_prompt", True))
         self.share_prompt = not apart
         if apart:
@@ -90,12 +97,17 @@ class SharedImageDPOTrainer(DPOTrainer):
         self.data_collator = self._stock_collator
         if self.precompute_ref_logps:
             self.data_collator = WithReference(self.data_collator)
+        vars(self).pop("_eval_dataloaders", None)  # workers that go on have the other collator
 
     def _tried(self, switch):
         """Why the first pairs do not come out the same after `switch()`, in words, or None."""
-        before = self._first_logps()
+        try:
+            pairs = self._first_pairs()
+        except Exception:  # a row that cannot be read: training will raise it
+            return switch()
+        before = self._logps(pairs)
         switch()
-        after = self._first_logps()
+        after = self._logps(pairs)
         if isinstance(before, Exception):
             return None  # nothing to compare with; training will raise it
         if isinstance(after, Exception):
@@ -106,10 +118,19 @@ class SharedImageDPOTrainer(DPOTrainer):
             return "the first pairs come out with other log-probs"
         return None
 
-    def _first_logps(self):
-        pairs = islice(self.train_dataset, min(2, self.args.per_device_train_batch_size))
+    def _first_pairs(self):
+        """The first pairs with pictures, read once: a transform may make others the next time."""
+        pairs, count = [], min(2, self.args.per_device_train_batch_size)
+        with same_randomness_after():
+            for pair in islice(self.train_dataset, 100):
+                pairs = sorted([*pairs, pair], key=_has_no_picture)[:count]
+                if len(pairs) == count and not any(map(_has_no_picture, pairs)):
+                    break
+        return pairs
+
+    def _logps(self, pairs):
         try:
-            return reference_logps(self, pairs)
+            return reference_logps(self, copy.deepcopy(pairs))
         except Exception as error:  # a model of an unknown kind can fail in any way
             return error
 
@@ -183,6 +204,22 @@ class SharedImageDPOTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns += [c for c in REFERENCE if c not in self._signature_columns]
+
+
+def _has_no_picture(pair):
+    return not (pair.get("image") or pair.get("images"))
+
+
+@contextmanager
+def same_randomness_after():
+    """What is drawn within does not move what is drawn afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _cache_wanted(config, dataset):

@@ -81,6 +81,7 @@ def shared_prompts(eye):
         if prompt_tokens is None:
             return forward(input_ids=input_ids, attention_mask=attention_mask, **inputs)
         plan = packing(attention_mask, prompt_tokens)
+        inputs.pop("position_ids", None)  # None, from a forward with all logits
         pairs = torch.cat(input_ids.chunk(2), 1)  # (N, 2L)
         output = forward(
             input_ids=pairs.gather(1, plan.into),

@@ -119,7 +119,7 @@ def _one_image_problems(image):
         data = None if image is None else image_bytes(image)
     except TypeError as error:
         yield Problem(None, "unreadable_image", f"{error}: store the bytes of the image file")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # beside OSError, what the protocol of an address raises
         message = f"its image cannot be read ({error}): restore the file, or remove the row"
         yield Problem(None, "missing_image", message)
     else:

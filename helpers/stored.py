@@ -7,10 +7,12 @@ formats, splits or checks pairs reads them through here.
         print([image_digest(image) for image in images_of(row)])
 """
 
+import copy
 import hashlib
 from itertools import repeat
 
-from datasets import Dataset, Image, IterableDataset, List
+from datasets import Dataset, Features, Image, IterableDataset, List
+from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
 
 # RLAIF-V's own columns, in its order.
@@ -55,7 +57,7 @@ def missing_columns(columns):
 def rows(dataset):
     """Each row as a dict, an image in it as {"bytes", "path"}; a list of dicts is passed on."""
     if isinstance(dataset, IterableDataset):
-        yield from _stored_stream(dataset) if dataset.features else dataset
+        yield from _stored_stream(dataset)
     elif isinstance(dataset, Dataset):
         yield from _stored_rows(dataset)
     else:
@@ -74,14 +76,34 @@ def _stored_rows(dataset):
 
 
 def _stored_stream(stream):
-    features = stream.features.copy()
-    if features.get("image") == Image():
-        features["image"] = Image(decode=False)
-    if features.get("images") == List(Image()):
-        features["images"] = List(Image(decode=False))
+    if not stream.features:
+        return stream
+    stored = {"image": Image(decode=False), "images": List(Image(decode=False))}
+    decoded = {"image": Image(), "images": List(Image())}
+    changes = {c: stored[c] for c in stored if stream.features.get(c) == decoded[c]}
+    # What decode(False) does not undo was decoded by a function.
+    if changes and not gives_tables(undecoded := stream.decode(False)):
+        return as_given(undecoded)
+    features = Features({**stream.features, **changes})
     # decode(False) undoes the decoding ahead that load_dataset sets up for remote streams; it also
     # turns off Json, which the cast turns on again.
     return stream.decode(False).cast(features)
+
+
+def gives_tables(stream):
+    """Whether a stream is made of Arrow tables, and not of rows that some function gave.
+
+    It has no public name for this. Should the private one go, streams are taken row by row.
+    """
+    return bool(getattr(getattr(stream, "_ex_iterable", None), "iter_arrow", None))
+
+
+def as_given(stream):
+    """A stream of rows without its features, for which `datasets` would encode pictures again."""
+    stream = copy.copy(stream)
+    stream._info = stream._info.copy()
+    stream._info.features = None
+    return stream
 
 
 def images_of(row):
@@ -92,14 +114,14 @@ def images_of(row):
 def image_bytes(image):
     """The stored bytes of {"bytes", "path"}, of bytes or of a path; None if there are none.
 
-    A PIL image has no file: its pixels stand for it. Raises OSError if a file cannot be read,
-    TypeError for what is not an image.
+    A PIL image has no file: its pixels stand for it. Raises TypeError for what is not an image, and
+    OSError, or an error of its protocol, if a file cannot be read.
     """
     if isinstance(image, PILImage.Image):
         return f"{image.mode} {image.size} ".encode() + image.tobytes()
     data, path = _bytes_and_path(image)
     if data is None and path:
-        with open(path, "rb") as file:
+        with xopen(path, "rb") as file:  # `datasets` also takes "zip://1.png::a.zip", "hf://..."
             return file.read()
     return data
 
@@ -108,7 +130,7 @@ def image_digest(image):
     """A fingerprint of the stored bytes, or None if there are none to read."""
     try:
         data = image_bytes(image)
-    except (OSError, TypeError, ValueError):
+    except Exception:  # protocols have errors of their own
         return None
     return hashlib.sha256(data).hexdigest() if data else None
 

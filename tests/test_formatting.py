@@ -386,18 +386,34 @@ def test_a_stream_can_be_shuffled_and_filtered_before_and_after():
     assert questions(to_conversational(few)) == [f"What is {i}?" for i in (0, 10, 20)]
 
 
-@pytest.mark.parametrize("change", ("filter", "map", "shuffle", "take"))
+@pytest.mark.parametrize("change", ("filter", "map", "cast", "remove", "rename", "shuffle", "take"))
 def test_a_stream_of_decoded_rows_is_refused(change):
     """From rows with pictures `datasets` would make tables, encoding each picture again."""
     stream = files(4).to_iterable_dataset()
     stream = {
         "filter": lambda: stream.filter(lambda row: True),
         "map": lambda: stream.map(lambda row: row),
+        "cast": lambda: stream.map(lambda row: row).cast(stream.features),
+        "remove": lambda: stream.remove_columns("idx"),
+        "rename": lambda: stream.rename_column("idx", "number"),
         "shuffle": lambda: stream.decode(num_threads=2).shuffle(seed=0, buffer_size=3),
         "take": lambda: stream.decode(num_threads=2).take(2),
     }[change]()
     with pytest.raises(PreferenceDataError, match=r"\.decode\(False\)"):
         list(to_conversational(stream))
+
+
+def test_a_stream_told_not_to_decode_keeps_its_bytes():
+    stream = files(4).to_iterable_dataset()
+    expected = [row["image"]["bytes"] for row in rows(stream)]
+    for change in (lambda s: s.remove_columns("idx"), lambda s: s.filter(lambda row: True)):
+        kept = to_conversational(change(stream.decode(False)))
+        assert [row["images"][0]["bytes"] for row in rows(kept)] == expected
+
+
+def test_a_transform_is_not_dropped_without_a_word():
+    with pytest.raises(PreferenceDataError, match="has a transform"):
+        to_conversational(files(2).with_transform(lambda rows: rows))
 
 
 def test_a_stream_from_a_generator_without_features(no_pictures):

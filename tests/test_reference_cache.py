@@ -3,13 +3,23 @@
 import copy
 import io
 import json
+import zipfile
 from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import DatasetDict, Image, load_from_disk
-from peft import LoraConfig, get_peft_model
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    List,
+    concatenate_datasets,
+    load_from_disk,
+)
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image as PILImage
+from tokenizers.normalizers import Lowercase
 from trl import DPOTrainer
 
 from helpers import reference_cache
@@ -173,6 +183,10 @@ def _text(words):
     return {"type": "text", "text": words}
 
 
+def _grey():
+    return pairs().cast_column("images", List(Image(mode="L")))
+
+
 CHANGES = {
     "a weight of the head": ({"prepare": _weight}, [2, 2, 1]),
     "a weight of the eye": ({"prepare": _eye}, [2, 2, 1]),
@@ -181,6 +195,7 @@ CHANGES = {
     "max_length": ({"max_length": 70}, [2, 2, 1]),
     "ld_alpha": ({"ld_alpha": 0.5}, [2, 2, 1]),
     "a pixel": ({"data": _other_pixel}, [1]),
+    "how pictures are decoded": ({"data": _grey}, [2, 2, 1]),
     "a chosen answer": ({"data": lambda: _other_answer("chosen")}, [1]),
     "a rejected answer": ({"data": lambda: _other_answer("rejected")}, [1]),
     "the order": ({"data": lambda: pairs((4, 3, 2, 1, 0))}, []),
@@ -206,13 +221,16 @@ def test_only_what_changed_is_computed_again(name, make, computed):
 
 
 def _processors(processor):
-    wider, other_words = copy.deepcopy(processor), copy.deepcopy(processor)
+    wider, other_words, small = (copy.deepcopy(processor) for _ in range(3))
     wider.image_processor.image_mean = [0.1, 0.1, 0.1]
     other_words.chat_template = other_words.chat_template.replace("capitalize", "upper")
-    return wider, other_words
+    small.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    return wider, other_words, small
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["how pictures are scaled", "chat template"])
+@pytest.mark.parametrize(
+    "which", range(3), ids=["how pictures are scaled", "chat template", "tokenizer's rules"]
+)
 def test_another_processing_is_another_key(which, make, computed, monkeypatch):
     make()
     computed.clear()
@@ -328,6 +346,67 @@ def test_datasets_that_come_later(make, computed):
     made.evaluate(_other_pixel())
     assert computed == [1]
     assert made.predict(pairs((0, 1))).metrics["test_loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_pictures_inside_an_archive_are_told_apart(make, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in (0, 1):
+            pairs()[i]["images"][0].save(tmp_path / f"{i}.png")
+            archive.write(tmp_path / f"{i}.png", f"{i}.png")
+    paths = [[{"bytes": None, "path": f"zip://{i}.png::{tmp_path}/a.zip"}] for i in (0, 1)]
+    same = pairs((0, 0)).remove_columns("images")
+    data = same.add_column("images", paths).cast_column("images", List(Image()))
+    made = make(data=data)
+    fresh = reference_logps(made, list(made.train_dataset))
+    torch.testing.assert_close(logps(made), fresh, rtol=0, atol=1e-4)
+    assert not torch.allclose(fresh[0], fresh[1], atol=1e-3)
+
+
+def test_a_picture_that_cannot_be_read_is_named(make, tmp_path):
+    pairs()[0]["images"][0].save(tmp_path / "there.png")
+    images = [[{"bytes": None, "path": str(tmp_path / f"{n}.png")}] for n in ("there", "gone")]
+    data = pairs((0, 0)).remove_columns("images").add_column("images", images)
+    with pytest.raises(PreferenceDataError, match="row 1 has a picture whose bytes cannot be read"):
+        make(data=data.cast_column("images", List(Image())))
+
+
+def test_of_two_columns_of_pictures_both_count(make, computed):
+    def with_image(*which):
+        column = {"image": [pairs()[i]["images"][0] for i in which]}
+        image = Dataset.from_dict(column, features=Features(image=Image()))
+        return concatenate_datasets([pairs((0, 1)), image], axis=1)
+
+    make(data=with_image(0, 1))
+    computed.clear()
+    make(data=with_image(0, 4))
+    assert computed == [1]
+
+
+@pytest.mark.parametrize("column", ["label", "messages", "completion"])
+def test_columns_that_training_drops_are_dropped_here_too(column, make):
+    made = make(data=pairs().add_column(column, ["x"] * 5))
+    assert made.unshared is None
+    torch.testing.assert_close(logps(made), logps(make()))
+
+
+def test_text_alone_and_no_pairs_at_all(make, tmp_path):
+    model, processor = build("llava")
+    text = pairs((3,)).remove_columns("images")
+    made = SharedImageDPOTrainer(
+        model, None, dpo_config(choose("pocket"), tmp_path, max_steps=1, **CACHED),
+        train_dataset=text, processing_class=processor,
+        peft_config=LoraConfig(target_modules=r".*language_model.*q_proj"),
+    )  # fmt: skip
+    assert made.train().metrics["train_loss"] == pytest.approx(0.6931, abs=1e-3)
+    empty = make(data=pairs((0, 1)))
+    assert len(empty._with_reference(pairs((0, 1)).select([]))) == 0
+
+
+def test_prompt_tuning_has_a_reference_too(make):
+    def prompts(model):
+        return PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3)
+
+    assert_close(follow(trainer(DPOTrainer, adapter=prompts)), follow(make(adapter=prompts)))
 
 
 def test_a_dictionary_of_datasets(make, monkeypatch):

@@ -5,6 +5,7 @@ What is compared is every logged number and every gradient of runs with evaluati
 
 import copy
 import pickle
+import random
 import re
 from types import SimpleNamespace
 
@@ -383,6 +384,47 @@ def test_a_model_that_takes_features_otherwise_is_found_out(monkeypatch, broken,
     ours = follow(trainer(SharedImageDPOTrainer, max_steps=1))
     assert ours.trainer.unshared.startswith(reason)
     assert_same(follow(trainer(DPOTrainer, max_steps=1)), ours)
+
+
+def test_the_trial_looks_for_pictures(monkeypatch):
+    """Text alone comes out the same however the pictures are shared."""
+    monkeypatch.setattr(shared_images, "twice", lambda features: features)
+    ours = follow(trainer(SharedImageDPOTrainer, max_steps=2, data=pairs((3, 3, 0, 1, 4))))
+    assert ours.trainer.unshared.startswith("the first pairs end in ValueError")
+
+
+def test_the_trial_leaves_no_trace():
+    """A transform that draws at random is read once; no flag and no random number has moved."""
+
+    def turned(rows):
+        rows["images"] = [
+            [image.rotate(random.choice((0, 90, 180))) for image in images]
+            for images in rows["images"]
+        ]
+        return rows
+
+    def after(trainer_class):
+        random.seed(3)
+        data = pairs().with_transform(turned)
+        made = trainer(trainer_class, data=data, remove_unused_columns=False)
+        flags = [module.training for module in made.model.modules()]
+        return made, (random.getstate(), torch.get_rng_state().tolist(), flags)
+
+    (_, stock), (made, ours) = after(DPOTrainer), after(SharedImageDPOTrainer)
+    assert ours == stock and made.unshared is None
+
+
+def test_workers_that_go_on_get_the_batches_of_the_stock_trainer():
+    settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+
+    def evaluated(trainer_class):
+        made = trainer(trainer_class, max_steps=1, **settings)
+        made.evaluate()
+        backbone(made.model).multi_modal_projector.linear_1.requires_grad_(True)
+        made.train()
+        return made.evaluate()["eval_loss"]
+
+    assert evaluated(SharedImageDPOTrainer) == evaluated(DPOTrainer)
 
 
 def test_a_weight_of_the_whole_belongs_to_the_image_path():

@@ -130,6 +130,12 @@ def test_training_is_the_same_to_rounding(kind, settings):
     assert_close(follow(trainer(DPOTrainer, kind, **settings)), ours)
 
 
+def test_predictions_come_out_too():
+    ours = trainer(SharedImageDPOTrainer, sharing=PACKED).predict(pairs())
+    stock = trainer(DPOTrainer).predict(pairs())
+    assert ours.metrics["test_loss"] == pytest.approx(stock.metrics["test_loss"], abs=1e-5)
+
+
 def test_a_prompt_is_read_once_a_pair():
     made = trainer(SharedImageDPOTrainer, sharing=PACKED)
     read = []
@@ -157,6 +163,11 @@ def test_a_prompt_is_read_once_a_pair():
             "llava",
             {"adapter": lambda model: PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3)},
             "the adapter puts tokens of its own in front",
+        ),
+        (
+            "llava",
+            {"torch_compile": True, "torch_compile_backend": "eager"},
+            "a compiled model takes no packed rows",
         ),
     ],
 )
