@@ -4,10 +4,10 @@
     python -m benchmarks.preference_sources --seeds 0 --sources truth blind noise --lr 8e-5
 
 All sources ask about the same scenes of a seed, and those that rank samples rank the very same
-samples. Each run trains a new adapter on as many pairs, in as many steps, as the others; a source
-that has fewer says so under `pairs`. All of it is done at two learning rates: the pocket track's,
-and five times that, to see what more of a source does. Everything is measured on the same fresh
-scenes, in percent:
+samples. Each run trains a new adapter on as many pairs, in as many steps, as the others; counted
+facts differ too seldom for that and give fewer, as `pairs` says. All of it is done at two learning
+rates: the pocket track's, and five times that. Everything is measured on the same fresh scenes, in
+percent:
 
     trap_hal, iid_hal      captions that name something that is not there
     trap_cover, iid_cover  of what is there, what captions name
@@ -97,6 +97,10 @@ SOURCES = {
     "chair": Source("own samples, ranked by CHAIR", lambda m: m.ranked(make.fewest_false)),
     "facts": Source("own samples, facts counted", lambda m: m.ranked(m.facts)),
     "rlaif-v": Source("the same, RLAIF-V's rule", lambda m: m.ranked(m.facts, rlaifv_pairs)),
+    "unbalanced": Source(
+        "that rule without its length balance",
+        lambda m: m.ranked(m.facts, functools.partial(rlaifv_pairs, balance=False)),
+    ),
     "blind": Source("own samples, ranked blind by length", lambda m: m.ranked(likes_length)),
     "noise": Source(
         "answer to a noised picture",

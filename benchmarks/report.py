@@ -79,6 +79,22 @@ def page(files):
     return "\n".join(parts)
 
 
+def summary(rows):
+    """The README's table: every DPO step, TRL's side and the one that shares pictures."""
+    lines = [("one DPO step", "TRL", "pictures shared", "times as fast", "peak memory")]
+    lines.append(("---", "---:", "---:", "---:", "---:"))
+    for row in rows:
+        if row["name"].startswith("dpo_") and row["rounds"]:
+            stock, ours = row["sides"][:2]
+            taken = [median(seconds(row["rounds"], side, "wall")) for side in (stock, ours)]
+            ratio = spread(times_as_fast(row["rounds"], ours, stock, "wall"))
+            memory = [f"{row['memory_gb'][side]:.2f}" for side in (stock, ours)]
+            title = row["title"].removeprefix("DPO step, ")
+            shown = [f"{one:.3g} s" for one in taken]
+            lines.append((title, *shown, ratio, f"{' and '.join(memory)} GB"))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def heading(row):
     found = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     return f"## {row['machine']}\n\n{found}\n"

@@ -9,7 +9,8 @@
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** lessons 04 and 06. **You will have** a folder of pairs that you made, with a card that
-# says how each came to be; a measured comparison of twelve sources; and labels of your own.
+# says how each came to be; a measured comparison of what eleven kinds of pairs teach; and labels of
+# your own.
 
 # %% tags=["parameters"]
 TRACK = "auto"  # "pocket", "t4", "ampere", or "auto": whatever this machine can do
@@ -31,6 +32,7 @@ TEXT_REWARD = None  # and the judge of answers that reads text alone
 import json
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -41,15 +43,16 @@ from PIL import Image
 from benchmarks import preference_sources
 from helpers import agreement, annotate, checkpoints, plots, pocket, synthesis, world
 from helpers.generate import answer_logps
+
+# %%
 from helpers.intervals import estimate
 from helpers.models import load_policy
 from helpers.preferences import load_photos, load_raw, require_sound, to_conversational
 from helpers.synthesis import Parts, Prompt, Settings, SynthesisError, rlaifv_pairs, sources
 from helpers.synthesis import pocket_parts as parts
+from helpers.synthesis.filters import length_of
 from helpers.synthesis.store import read_parts
 from helpers.tracks import choose
-
-# %%
 from helpers.trainer import check_setup, dpo_trainer
 
 track = choose(TRACK, model=MODEL)
@@ -137,27 +140,27 @@ class Unplugged:
 
 
 # %%
-weak = Unplugged(pipeline.generator, pictures=10)
+unplugged = Unplugged(pipeline.generator, pictures=10)
 try:
-    synthesis.run(prompts, replace(pipeline, generator=weak), settings, folder / "first")
+    synthesis.run(prompts, replace(pipeline, generator=unplugged), settings, folder / "first")
 except KeyboardInterrupt:
-    print(f"the power failed after {len(weak.drawn)} pictures")
+    print(f"the power failed after {len(unplugged.drawn)} pictures")
 
 # %% [markdown]
 # The same call again, now with power. The table that it prints is the *funnel*: what went into each
 # stage, what came out, and why the rest was dropped.
 
 # %%
-weak.left = -1  # never
-made = synthesis.run(prompts, replace(pipeline, generator=weak), settings, folder / "first")
-twice = len(weak.drawn) - len(set(weak.drawn))
-print(f"\n{len(weak.drawn)} pictures drawn in this notebook, {twice} of them twice")
+before, unplugged.left = len(unplugged.drawn), -1  # it fails no more
+made = synthesis.run(prompts, replace(pipeline, generator=unplugged), settings, folder / "first")
+drawn = unplugged.drawn
+print(f"\n{len(drawn) - before} pictures by the second run, {len(drawn) - len(set(drawn))} twice")
 
 # %% [markdown]
 # Read the funnel from the top. Most pictures are *not among the best*: four are drawn so that one
 # can be kept. Answers that repeat one another make no pair, and neither do ties. The published
-# pipeline has no filter after the best and the worst are taken. Of its ten sample pairs, three have
-# a rejected answer of one word or none.
+# code has no filter after the best and the worst are taken: of the ten pairs in the sample beside it
+# (`step3_sanity.json`), three have a rejected answer of one word or none.
 #
 # Here are the candidates of the first prompt, with what the image reward says of each.
 
@@ -167,7 +170,7 @@ mine = [key for key in pictures if key.startswith("0/")]
 print(prompts[0].text)
 _ = plots.image_grid(
     [Image.open(folder / "first" / pictures[key]["file"]) for key in mine],
-    [f"score {scores[key]['score'] + 0.0:.0f}" for key in mine],
+    [f"score {scores[key]['score']:.1f}" for key in mine],
 )
 
 # %% [markdown]
@@ -178,19 +181,23 @@ _ = plots.image_grid(
 _ = plots.pair_cards([made[i] for i in range(2)])
 
 # %% [markdown]
+# A rejected answer may be broken English, said by the hottest answerer. Such a pair teaches grammar
+# and not looking; if you see many, cool the answerer.
+#
 # A pair without a history is worth little: next year nobody knows which judge preferred it. Every
 # pair carries its own in `origin_split`, and the folder has a card for the dataset.
 
 # %%
 history = json.loads(made[0]["origin_split"])
 for side in SIDES:
-    print(f"{side}: by {history[side]['answerer']}, score {history[side]['score'] + 0.0:.0f}")
+    print(f"{side}: by {history[side]['answerer']}, score {history[side]['score']:.1f}")
 card = Path(folder / "first" / "README.md").read_text(encoding="utf-8")
 print(card[card.index("## How every pair") : card.index("**Of each pair**")])
 
 # %% [markdown]
 # They go through the checks of lesson 01, the format of lesson 02 and the training of lesson 04 like
-# any others. So few pairs change little; here you only see that they fit.
+# any others. So few pairs change little; here you only see that they fit. The margin is that of the
+# same pairs.
 
 # %%
 pairs = to_conversational(require_sound(made))
@@ -204,13 +211,15 @@ print(f"after {trainer.state.global_step} steps: margin {after['eval_rewards/mar
 # %% [markdown]
 # ## Who judges?
 #
-# The pictures and answers are made. Only the judge changes now: `reuse` takes over all that was made
-# in the same way. PDS-DPO scores answers with a model that never sees the picture. How much can it
-# know? We take the simplest scorer of that kind, which likes long answers, and two that look: one
-# with noise, and RLAIF-V's way ([2405.17220](https://arxiv.org/abs/2405.17220)), which splits an
-# answer into facts and asks each back as a yes/no question.
+# The pictures and answers are made. Only the judge changes now: `reuse` takes over what was made
+# before. PDS-DPO scores answers with a language model that never sees the picture. How much can such
+# a judge know? We take the simplest one, which likes many words (so it says nothing about theirs),
+# and two others: the truth with noise added, and RLAIF-V's way
+# ([2405.17220](https://arxiv.org/abs/2405.17220)), which splits an answer into facts and asks a model
+# about each with a yes/no question. Here the pocket model checks itself.
 #
-# **Predict** for each judge: in what share of its pairs is the chosen answer really the better one?
+# **Predict** for each judge: how many pairs will it find, and in what share of them is the chosen
+# answer really the better one?
 
 
 # %%
@@ -231,26 +240,28 @@ def judged(name, judge, **changes):
     print(f"\n{name}:")
     asked = replace(pipeline, answer_reward=judge, **changes)
     try:
-        found[name] = synthesis.run(prompts, asked, settings, folder / name, folder / "first")
+        made_by[name] = synthesis.run(prompts, asked, settings, folder / name, reuse=reused)
     except SynthesisError as sentence:  # when it finds all answers equally good, say
         print(sentence)
 
 
 # %%
 judges = pocket_judges() if track.name == "pocket" else gpu_judges()
-found = {"the truth" if track.name == "pocket" else "sighted": made}
+reused = folder / "first"  # nothing is drawn or answered again, though the funnel counts it
+made_by = {"the truth" if track.name == "pocket" else "sighted": made}
 for name, judge in judges.items():
     judged(name, judge)
 
 # %% [markdown]
-# A score is right where the answer that it prefers has fewer false and missed phrases. That can be
-# counted where the truth is known; elsewhere you can only see how long the chosen answers are.
+# A judge is right where the answer that it prefers has fewer false and missed phrases; of two equally
+# good ones neither is better. That can be counted where the truth is known. Elsewhere you can only
+# see how often the chosen answer is the longer one.
 
 
 # %%
 def percent(values):
-    found = estimate(values)
-    return f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+    share = estimate(values)
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def truly_better(row):
@@ -259,30 +270,31 @@ def truly_better(row):
     return chosen < rejected
 
 
-for name, pairs in found.items():
-    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in pairs) / len(pairs)
-    print(f"{name:14} {len(pairs):4} pairs, chosen is longer in {longer:.0%}", end="")
-    right = [truly_better(row) for row in pairs] if track.name == "pocket" else []
-    print(f", is better in {percent(right)}" if right else "")
+for name, pairs in made_by.items():
+    longer = length_of(pairs).longer / len(pairs)
+    print(f"{name:14} {len(pairs):4} pairs, chosen has more words in {longer:.0%}", end="")
+    better = [truly_better(row) for row in pairs] if track.name == "pocket" else []
+    print(f", is better in {percent(better)}" if better else "")
 
 # %% [markdown]
-# The blind scorer chooses the longer answer by construction, and the longer answer is the one that
-# names one thing more. In a world where models add what is not there, that is a bad judge. Counting
-# facts never sees what an answer leaves out: a short answer has fewer facts to be rejected.
+# The blind scorer chooses the longer answer by construction, and is right in about a quarter of its
+# pairs: where models add what is not there, length is a bad thing to pay for. Counted facts are right
+# about as often as the noisy truth, but find less than half as many pairs; all else are ties. And
+# they never show what an answer leaves out.
 #
-# RLAIF-V's public rule takes more than the best and the worst: every two answers whose scores differ
-# by one or more, at most two of an instruction, and then a filter that evens out the lengths.
+# RLAIF-V's public code takes more than the best and the worst: every two answers whose scores differ
+# by one or more, at most two of an instruction. Then a *length balance* drops pairs whose chosen
+# answer is much shorter, until chosen and rejected are equally long on average. With and without:
 
 # %%
-judged("RLAIF-V", judges["facts counted"], pairing=rlaifv_pairs)
-if track.name == "pocket":
-    right = [truly_better(row) for row in found["RLAIF-V"]]
-    print(f"\nchosen is better in {percent(right)}")
+facts = judges["facts counted"]
+judged("RLAIF-V", facts, pairing=rlaifv_pairs)
+judged("unbalanced", facts, pairing=partial(rlaifv_pairs, balance=False))
 
 # %% [markdown]
-# **Can you spot it?** A reward model was given the picture's *prompt* beside the answer, and people
-# called it blind. (It is not: the prompt says what the picture shows. `text_only` withholds the
-# picture, the prompt and all that the generator knows.)
+# **Can you spot it?** Suppose a reward model is given the picture's *prompt* beside the answer, and is
+# called blind. (It is not: the prompt says what the picture shows. `text_only` withholds the picture,
+# the prompt and all that the generator knows.)
 
 # %% [markdown]
 # ## Other sources
@@ -302,7 +314,8 @@ views = [drawing, *(sources.noised(drawing, strength) for strength in strengths)
 _ = plots.image_grid(views, ["as it is", *map(str, strengths)], columns=5)
 
 # %% [markdown]
-# 0.25 is SeVa's noise after 500 of 1,000 steps. Then *injection*: a true answer, and the same with
+# 0.25 is as strong as SeVa's noise after 500 of 1,000 steps. An answer that the noise does not change
+# makes no pair, which is why there are fewer pairs than scenes. Then *injection*: a true answer, and the same with
 # an object added that is not there. And yes/no questions about objects, the true answer chosen.
 # Read what is rejected in each.
 
@@ -310,7 +323,8 @@ _ = plots.image_grid(views, ["as it is", *map(str, strengths)], columns=5)
 injected = sources.injected_in_truth(scenes, SEED)
 yes_no = sources.balanced_yes_no(scenes, SEED)
 for name, pairs in {"noise": noised, "injected": injected, "yes/no": yes_no}.items():
-    print(f"{name} ({len(pairs)} pairs)\n  chosen:   {pairs[0]['chosen']}")
+    print(f"{name}, {len(pairs)} pairs of {len(scenes)} scenes: {pairs[0]['question']}")
+    print(f"  chosen:   {pairs[0]['chosen']}")
     print(f"  rejected: {pairs[0]['rejected']}")
 
 # %% [markdown]
@@ -321,24 +335,28 @@ for name, pairs in {"noise": noised, "injected": injected, "yes/no": yes_no}.ite
 # %%
 own = load_raw(choose("pocket"), "train", 64)  # the model's own samples, ranked by the truth
 pools = {"own samples": own, "noise": noised, "injected": injected}
-for name, pairs in pools.items():
-    rows = pairs.select(range(min(64, len(pairs))))
-    said = [answer_logps(pocket_model, pocket_reader, rows["image"], rows["question"], rows[side])
+for name, pool in pools.items():
+    few = pool.select(range(min(64, len(pool))))
+    said = [answer_logps(pocket_model, pocket_reader, few["image"], few["question"], few[side])
             for side in SIDES]  # fmt: skip
     print(f"{name:12} log-prob of chosen {said[0].mean():6.1f}, of rejected {said[1].mean():6.1f}")
 
 # %% [markdown]
-# The injected answers are the least likely ones, but not by much: our injector speaks as the model
-# does. A text that another model wrote, GPT-4 say, can be much further away. Measure yours.
+# All are scored beside the clean picture. The injected answers are the least likely, partly because
+# they are longer; our injector speaks as the model does. A text by another model, GPT-4 say, can be
+# much further away. Measure yours.
 #
 # ## What each source teaches
 #
-# Now the same training on every source: as many pairs, a new adapter, the pocket track's settings,
-# three seeds, the same fresh scenes to be measured on. That takes too long for a lesson, so its
-# figures are kept with the course; `python -m benchmarks.preference_sources` makes them again.
+# Now the same training on every source: a new adapter, the pocket track's settings, up to 1,280 pairs,
+# three seeds. Counted facts find fewer pairs, so they train in fewer steps. That takes an hour, too
+# long for a lesson: the figures are kept with the course, and
+# `python -m benchmarks.preference_sources` makes them again.
 #
-# **Predict** before you look: which source gives the lowest trap Hal? Which costs Cover? Which
-# changes the yes/no answers?
+# All models describe the same 500 fresh scenes of each kind. Half of the scenes that pairs are made
+# about are traps, and injection adds what traps tempt to say: these sources fit this test well.
+#
+# **Predict** before you look: which source gives the lowest trap Hal? Which costs Cover?
 
 # %%
 report = json.loads(preference_sources.RESULTS.read_text(encoding="utf-8"))
@@ -348,60 +366,61 @@ print(f"{report['command']}\n{report['machine']}\n")
 print(preference_sources.table([row for row in rows if row["lr"] != fast]))
 
 # %% [markdown]
-# *right* is the share of pairs whose chosen answer truly has fewer false and missed phrases; *yes* the
-# share of "yes" among answers to questions of which half are true. What the numbers say:
+# In percent, with the standard deviation over three seeds. *right*: pairs whose chosen answer is truly
+# better. *probes*: right answers to POPE's random questions, of which half are true; *yes*: answers
+# "yes" to them. *words*: of a caption. "Supervised" is the control of lesson 05, on the chosen
+# answers of the row above it; *sft* adds that loss to DPO's. What the numbers say:
 #
-# - **A judge that does not look makes it far worse.** Length is what it pays for, and a false object
-#   is one more thing to say.
-# - **Ranking the model's own samples works**, by the truth or by CHAIR. CHAIR costs Cover in iid
-#   scenes: what an answer leaves out costs it nothing.
-# - **Noise works as well, and nobody judged.** Its chosen answer is really the better one in about
-#   three pairs of four.
-# - **Injection removes false objects too**, and costs as much of what is there as CHAIR.
-# - **Yes/no pairs barely move anything**, one-sided ones included.
+# - **A judge that pays for length makes it far worse**: a false object is one thing more to say.
+# - **Ranking the model's own samples works**, by the truth or by CHAIR, which counts false objects
+#   alone. The truth costs 1.6 points of iid Cover, CHAIR 3: what is left out costs it nothing.
+# - **Noise works as well, and nobody judged.** Chosen is better in about three pairs of four.
+# - **Injection works as CHAIR does**, in false objects and in Cover.
+# - **Questions change captions, too.** "No" about what is not there takes trap Hal from 34 to 28. No
+#   row changes the answers to yes/no questions.
 #
-# A row that does not fit deserves a look before a story. RLAIF-V's rule leaves a model that is worse
-# than the base, though its judge looks, and though chosen is better in most of its pairs. What do
-# the pairs show? In a trap the last sentence, "I also see ...", is often the false one. So count how
-# often only one side has it, in the pairs that you made:
+# One row does not fit. RLAIF-V's rule leaves a model that is worse than the base, though its judge
+# looks, and chosen is better in most of its pairs. Without the length balance the same rule works. (It
+# then has twice the pairs; but fewer good pairs would help less, not do harm.) A look at the pairs says
+# why. In a trap, what is false is mostly a last sentence, "I also see ...". So count how often only one
+# side has it:
 
 # %%
-for name, pairs in found.items() if track.name == "pocket" else ():
+for name, pairs in made_by.items() if track.name == "pocket" else ():
     ends = [tuple("I also see" in row[side] for side in SIDES) for row in pairs]
+    only_chosen, only_rejected = ends.count((True, False)), ends.count((False, True))
     print(
-        f"{name:14} {len(pairs):4} pairs; has a last sentence more: only chosen "
-        f"{ends.count((True, False)):3}, only rejected {ends.count((False, True)):3}"
+        f"{name:14} {len(pairs):4} pairs: chosen alone has a last sentence in {only_chosen:3}, ",
+        end="",
     )
+    print(f"rejected alone in {only_rejected:3}")
 
 # %% [markdown]
-# Under the truth, leaving that sentence out is chosen ten times as often as adding it. Under RLAIF-V's
-# rule it is never chosen. Why? An answer that leaves out a false object is shorter, and the rule's
-# length balance takes out pairs whose chosen answer is shorter until both sides are equally long. It
-# was made for a judge that prefers short answers; here it takes out the very pairs that matter. The
-# same facts with the best and the worst answer of each picture (*facts counted* in the table) lower
-# trap Hal. A filter is a judge, too.
+# An answer that leaves out a false sentence is much shorter. So the balance drops the very pairs in
+# which leaving it out is chosen, and keeps those in which adding it is: compare the last two lines. A
+# filter judges, too: look at what it drops.
 #
-# ## More of the same
+# ## Harder
 #
-# Two things that others have seen are missing above: injected pairs that silence a model, and "No"
-# pairs that teach it to say "No". Was it just too little? The same once more with five times the
-# learning rate. **Predict** which sources stand it.
+# Two things that papers warn of are missing above: injected pairs that silence a model, and "No" pairs
+# that teach it to say "No". Was the training too gentle? The same with five times the learning rate.
+# **Predict** which sources stand it.
 
 # %%
 print(preference_sources.table([row for row in rows if row["lr"] != usual]))
 
 # %% [markdown]
-# As a picture, a dot for each seed; the dashed line is the base. False objects in traps: lower is
-# better. Cover, in the world as it is: higher is better. "Yes": half is right.
+# As a picture, a mark for each seed, for the base a dashed line. Lower Hal is better, higher Cover and
+# probes are; mind that Cover's axis does not begin at 0.
 
 # %%
+shown = {"trap_hal": "trap Hal (%)", "iid_cover": "iid Cover (%)", "probes": "right probes (%)"}
 titles = list(dict.fromkeys(row["title"] for row in rows))
-labels = {"trap_hal": "trap Hal (%)", "iid_cover": "iid Cover (%)", "yes": 'answers "yes" (%)'}
-figure, axes = plt.subplots(1, 3, figsize=(12, 4.5), sharey=True, layout="constrained")
-for ax, (name, label) in zip(axes, labels.items()):
-    for lr, color in {usual: "#0072B2", fast: "#D55E00"}.items():
-        dots = [(row[name], titles.index(row["title"])) for row in rows if row["lr"] == lr]
-        ax.plot(*zip(*dots), "o", color=color, alpha=0.6, label=f"{lr:.0e}")
+figure, axes = plt.subplots(1, 3, figsize=(12, 5), sharey=True, layout="constrained")
+for ax, (name, label) in zip(axes, shown.items()):
+    for lr, color, mark, up in ((usual, "#0072B2", "o", 0.15), (fast, "#D55E00", "s", -0.15)):
+        dots = [(row[name], titles.index(row["title"]) - up) for row in rows if row["lr"] == lr]
+        ax.plot(*zip(*dots), mark, color=color, alpha=0.6, label=f"{lr:.0e}")
     ax.axvline(rows[0][name], color="black", linestyle="--", linewidth=1)
     ax.set(xlabel=label)
     ax.grid(alpha=0.25)
@@ -411,18 +430,26 @@ axes[0].legend(title="learning rate")
 plt.show()
 
 # %% [markdown]
-# What five times the learning rate shows:
+# And in words: what five of the models say about the same scene.
+
+# %%
+for source in ("base", "truth", "chair", "inject", "inject-sft"):
+    row = next(row for row in rows if row["source"] == source and row["lr"] != usual)
+    print(f"{row['title']}:\n  {row['says']['iid'][1]}")
+
+# %% [markdown]
+# - **Silence.** CHAIR and injection leave 1 to 4% of false captions in traps, and do not name a third
+#   of what is there in iid scenes, 40 to 50% in traps. Some sentences break off. Whoever looks at Hal
+#   alone calls that the best model. Even the truth costs much Cover now.
+# - **An anchor helps**: injection plus *sft* keeps 84% of iid Cover, at 9% trap Hal instead of 2. At
+#   the gentle rate it changes nothing.
+# - **"No" teaches "No"**: a third of all answers are "yes" where half should be, and probes fall.
+# - **Balanced questions are the quiet surprise**: trap Hal 20%, and hardly anything is lost.
+# - **What is wrong with the pairs gets louder**: length, and RLAIF-V's balance.
+# - The control stands still: 17 and 18% at either rate.
 #
-# - **Silence.** CHAIR and injected pairs leave hardly a false object, and a third of what is there is
-#   no longer named. Whoever looks at Hal alone calls them the winners. Even the truth costs Cover now.
-# - **An anchor helps.** The same injected pairs with the supervised term (`sft`) keep most of Cover.
-# - **"No" teaches "No".** One-sided pairs lower the share of "yes" by a third and cost accuracy;
-#   balanced ones hardly do.
-# - **Bad judges are worse when they are heard.** Look at blind and RLAIF-V's rule.
-# - The supervised control stays where it was.
-#
-# So what a source teaches depends on how much of it there is: the pairs that cure at one learning
-# rate silence at another. Measure at yours.
+# What a source teaches depends on how hard you train on it: the pairs that cure at one learning rate
+# silence at another. And all this is one small model that judges or checks itself. Measure yours.
 
 # %% [markdown]
 # ## People
@@ -455,9 +482,11 @@ if ANNOTATOR:
     display(annotate.annotate(annotate.Session(drawn, ANNOTATOR, LABELS / "drawings")))
 
 # %% [markdown]
-# A class has many annotators. Three simulated ones label the drawings through the code that the
-# buttons call, and see nothing but the card: one looks and errs at times, one counts words, one is
-# in a hurry. (They say nothing about real people; they show what the figures can tell apart.)
+# A class has many annotators. Three programs stand in for them and label through the code that the
+# buttons call. No one looks: *Ada* is told which answer has fewer errors, and says the opposite one
+# time in seven. *Ben* takes the answer with more words, the left one if both have as many. *Cy* does
+# as Ada three times in ten, else takes the left one. They show what the figures can tell apart, and
+# nothing about people.
 
 
 # %%
@@ -467,9 +496,15 @@ scene_of = {
 }
 
 
+# %%
 def looks(card, rng):
-    left, right = (sum(world.grade(scene_of[card.key], t)) for t in (card.left, card.right))
-    return "tie" if left == right else "AB"[(left > right) ^ (rng.random() < 0.15)]
+    errors_left, errors_right = (
+        sum(world.grade(scene_of[card.key], text)) for text in (card.left, card.right)
+    )
+    if errors_left == errors_right:
+        return "tie"
+    better, worse = "AB" if errors_left < errors_right else "BA"
+    return worse if rng.random() < 0.15 else better
 
 
 def counts_words(card, rng):
@@ -488,22 +523,30 @@ for name, picks in {"Ada looks": looks, "Ben counts": counts_words, "Cy hurries"
     session.close()
 
 # %% [markdown]
-# **Predict** from their names: who agrees with whom? Who leans to the left side? Cohen's kappa is
-# agreement beyond chance: 1 is full, 0 is what two who never look would have. The last column is the
-# exact truth. With twenty pairs every interval is wide; that is what twenty pairs are worth.
+# **Predict**: who agrees with whom? Who leans to the left side? Cohen's kappa is agreement beyond what
+# two would reach who pick independently, each as often A, B or tie as they do: 1 is full, 0 is none
+# beyond that, below 0 is less. It is not truth: two who both count words agree fully. The last column
+# compares with the exact truth.
 
 # %%
 votes = annotate.read_votes(LABELS / "drawings", drawn)
 print(agreement.report(votes))
 
 # %% [markdown]
-# Where people disagree, look at the pair, not at the people. Often the question was unclear.
+# Ada and Ben disagree more than by chance: length and truth point apart. The other two intervals hold
+# 0, so twenty pairs do not tell them from chance. Ben leans left without meaning to, by his rule for
+# ties. And Ada alone is right in 75%, the majority in 65%, though twenty pairs cannot tell these apart:
+# a vote helps if most voters look.
+#
+# Where they disagree, look at the pair first: with people the question is often unclear. Here you see
+# the annotators' rules.
 
 # %%
 _ = annotate.conflict_cards(votes, drawn, most=2)
 
 # %% [markdown]
-# The folder becomes one dataset: the majority decides, ties go, and each pair keeps every vote.
+# The folder becomes one dataset: the majority decides, undecided pairs are left out, and each pair
+# keeps every vote.
 
 # %%
 labelled = require_sound(annotate.to_preferences(votes, drawn))
@@ -514,28 +557,22 @@ print(f"the majority agrees with the truth in {percent(right)}")
 
 
 # %% tags=["key-figure"]
-def mean(source, figure):
-    found = [row[figure] for row in rows if row["source"] == source and row["lr"] != fast]
-    return np.mean(found)
+def harder(source):
+    found = [row for row in rows if row["source"] == source and row["lr"] != usual]
+    return "/".join(f"{np.mean([row[f] for row in found]):.0f}" for f in ("trap_hal", "iid_cover"))
 
 
-told = {"base": "base", "truth": "judged by the truth", "blind": "blind", "inject": "injected"}
-print("trap Hal/Cover:", end=" ")
-print(
-    *(
-        f"{title} {mean(s, 'trap_hal'):.0f}/{mean(s, 'trap_cover'):.0f}%"
-        for s, title in told.items()
-    ),
-    sep=", ",
-)
+names = {"base": "base", "truth": "truth", "blind": "blind", "inject": "injected",
+         "inject-sft": "injected + sft", "yes-no": "balanced yes/no"}  # fmt: skip
+print("Hal/Cover % at the high rate:", ", ".join(f"{names[s]} {harder(s)}" for s in names))
 
 # %% [markdown]
 # ## Recap
 #
 # - A run is a folder. It can be killed, goes on, and its card says how every pair came to be.
-# - Filter what the published pipeline lets through: ties, empty answers, repeats, length.
-# - A judge that does not look cannot prefer what is true. Measure your judge before you use it.
-# - Source and dose decide what is learned: look at Hal *and* Cover, and at the yes-ratio.
+# - Filter what the published code lets through: ties, empty answers, repeats. Know what a filter drops.
+# - A judge teaches what it pays for. Measure how often yours is right before you train on it.
+# - Source and learning rate decide together what is learned: look at Hal *and* Cover, and at probes.
 # - When a row surprises you, read its pairs: what differs between chosen and rejected?
 # - People disagree too. Shuffle the sides, keep every vote, report kappa and the lean.
 #

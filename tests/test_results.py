@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import pocket_dpo
+from benchmarks import pocket_dpo, report
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = json.loads(pocket_dpo.RESULTS.read_text())["rows"]
@@ -17,6 +17,11 @@ def mean(method, name):
 
 def test_readme_shows_the_stored_results():
     assert pocket_dpo.table(ROWS) in (ROOT / "README.md").read_text()
+
+
+def test_readme_shows_the_steps_of_the_benchmark():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "bench.json").read_text())["rows"]
+    assert report.summary(rows) in (ROOT / "README.md").read_text()
 
 
 def test_base_sees_well_and_falls_into_traps():

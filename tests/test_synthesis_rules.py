@@ -134,6 +134,13 @@ def test_rlaifv_leaves_out_what_the_public_program_cannot_count():
     assert rlaifv_pairs([]) == ([], {}) and rlaifv_pairs([[]]) == ([], {})
 
 
+def test_without_balance_nothing_goes_for_its_length():
+    groups = random_groups(random.Random(3), 60)
+    (kept, dropped), (every, others) = (rlaifv_pairs(groups, balance=b) for b in (True, False))
+    assert len(kept) + dropped["length balance"] == len(every) > len(kept)
+    assert "length balance" not in others and all(pair in every for pair in kept)
+
+
 def test_length_filter_drops_the_pairs_whose_chosen_is_too_short():
     short = [Pair(answer(f"s{i}", 0, 2), answer(f"t{i}", -1, 20)) for i in range(5)]
     even = [Pair(answer(f"e{i}", 0, 10), answer(f"f{i}", -1, 10)) for i in range(5)]

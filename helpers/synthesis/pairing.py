@@ -61,7 +61,7 @@ def best_worst(groups, seed=0):
     return pairs, dropped
 
 
-def rlaifv_pairs(groups, seed=0, least=1, most=2):
+def rlaifv_pairs(groups, seed=0, least=1, most=2, balance=True):
     """RLAIF-V's public rule (arXiv 2405.17220; code at RLHF-V/RLAIF-V, folder utils).
 
     As `utils/get_preference_pairs.py` and `utils/get_pairs_filter_shorten.py` compute it:
@@ -73,7 +73,7 @@ def rlaifv_pairs(groups, seed=0, least=1, most=2):
        `about["facts"]` lists (question, accepted), the same is done here;
     3. at most `most` of an instruction are drawn (`sample_pair_data`): the same ones as there after
        `random.seed(seed)`, if the answers come in the same order;
-    4. the length filter over all that are left (`balance_length`).
+    4. the length filter over all that are left (`balance_length`), unless `balance` is False.
 
     Answers without a score or without words are left out first: there, an answer without facts has
     no score, and an empty rejected one ends in a ZeroDivisionError. Samples that say the same stay,
@@ -90,7 +90,7 @@ def rlaifv_pairs(groups, seed=0, least=1, most=2):
         dropped["a fact stated twice"] += len(apart) - len(told)
         dropped[f"more than {most} of an instruction"] += len(told) - len(taken)
         pairs += taken
-    kept, _ = balance_length(pairs)
+    kept = balance_length(pairs)[0] if balance else pairs
     dropped["length balance"] += len(pairs) - len(kept)
     return kept, +dropped
 
