@@ -495,6 +495,9 @@ scene_of = {
     for key, about in zip(annotate.pair_keys(drawn), drawn["origin_split"])
 }
 
+# %% [markdown]
+# What each of them goes by:
+
 
 # %%
 def looks(card, rng):
