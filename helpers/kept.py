@@ -151,19 +151,19 @@ def _seeded(job, keys):
     return replace(job, run=run)
 
 
-def model_digest(model, of=lambda name: True):
+def model_digest(model, of=lambda name: True, passing=PASSING):
     """A fingerprint of what the model computes: every weight, the configuration, the adapters.
 
     Of each adapter also whether it is on and how strongly, and which modules have a hook of the
-    caller's. `of`: the weights to look at, by name. About a second for each GB of weights on a
-    server's CPU.
+    caller's. `of`: the weights to look at, by name; `passing`: the settings of the configuration
+    not to look at. About a second for each GB of weights on a server's CPU.
     """
     sha = hashlib.sha256(transformers.__version__.encode())
     for name, weight in model.state_dict().items():
         if of(name):
             sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             sha.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    about = [_steady(c.to_dict()) for c in (model.config, model.generation_config)]
+    about = [_without(passing, c.to_dict()) for c in (model.config, model.generation_config)]
     about += [_switches(name, module) for name, module in model.named_modules()]
     sha.update(json.dumps(about, sort_keys=True, default=str).encode())
     return sha.hexdigest()[:24]
@@ -180,9 +180,9 @@ def _switches(name, module):
     return [*names, module.active_adapters, getattr(module, "scaling", None)]
 
 
-def _steady(value):
+def _without(names, value):
     if isinstance(value, dict):
-        return {key: _steady(v) for key, v in value.items() if key not in PASSING}
+        return {key: _without(names, v) for key, v in value.items() if key not in names}
     return value
 
 

@@ -21,11 +21,12 @@ from datasets import Dataset
 from peft import PeftModel
 
 from helpers.batches import Job
-from helpers.kept import digest, kept, model_digest, processor_digest
+from helpers.kept import PASSING, digest, kept, model_digest, processor_digest
 from helpers.stored import PreferenceDataError, image_digest, rows
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
 TEXTS = ("prompt", "chosen", "rejected")
+MARKS = {"bos_token_id", "eos_token_id", "pad_token_id"}  # training gives the model its tokenizer's
 TEMPLATED = ("tools", "chat_template_kwargs")  # what else TRL gives a row's chat template
 
 
@@ -114,13 +115,22 @@ def reference_digest(trainer):
     """A fingerprint of the reference: `ref_model`, the adapter "ref", or the model without one."""
     model = trainer.ref_model or trainer.model
     if not isinstance(model, PeftModel):
-        return model_digest(model)
+        return _digest(model)
     if model.active_peft_config.is_prompt_learning:  # beside the model, not in it
-        return model_digest(model.get_base_model())
+        return _digest(model.get_base_model())
     if "ref" in model.peft_config:
-        return model_digest(model, of=lambda name: ".default." not in name)
+        return _digest(model, ".default.")
     with model.disable_adapter():
-        return model_digest(model, of=lambda name: model.base_model.prefix not in name)
+        return _digest(model, model.base_model.prefix, ".modules_to_save.")
+
+
+def _digest(model, *trained):
+    """Of the weights whose names hold none of `trained`: training leaves it as it is."""
+
+    def of(name):
+        return not any(part in name for part in trained)
+
+    return model_digest(model, of, PASSING | MARKS)
 
 
 def _beside(trainer, dataset):

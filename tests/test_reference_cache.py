@@ -265,8 +265,16 @@ def test_columns_that_the_dataset_brings_along_are_not_believed(make, computed):
     assert not torch.equal(logps(changed), logps(again))
 
 
-def test_training_does_not_change_the_key(make, computed):
-    made = make("idefics3", max_steps=1)
+def _saved_head(model):
+    return LoraConfig(target_modules=r".*language_model.*q_proj", modules_to_save=["lm_head"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("idefics3", {}), ("llava", {}), ("qwen", {}), ("llava", {"adapter": _saved_head})],
+)
+def test_training_does_not_change_the_key(kind, settings, make, computed):
+    made = make(kind, max_steps=1, **settings)
     computed.clear()
     made.train()
     made.evaluate(pairs((0, 2)))
