@@ -270,5 +270,13 @@ def test_sifting_drops_repeated_rows_and_what_is_no_text():
     assert len(sift(Dataset.from_list(rows), Filters(repeats=True))[0]) == 4
 
 
+def test_sifting_drops_the_reverse_of_a_pair():
+    row = published().to_list()[3]
+    reverse = {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+    for filters in (Filters(), Filters(repeats=True)):
+        kept, dropped = sift(Dataset.from_list([row, reverse]), filters)
+        assert dropped == {"the reverse of an earlier one": 1} and kept["chosen"] == [row["chosen"]]
+
+
 def test_texts_alone_are_judged_without_scores():
     assert text_fault(Scored("", "a b", None), Scored("", "a c", None), Filters()) is None

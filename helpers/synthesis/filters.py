@@ -83,15 +83,18 @@ def sift(dataset, filters):
     """(dataset, Counter of dropped): the rows of raw pairs that the text filters pass.
 
     For pairs that come without scores, such as published ones: margins are not looked at. A row
-    with the image, question and answers of an earlier one goes too, unless `repeats` is True.
+    with the image, question and answers of an earlier one goes too, unless `repeats` is True; one
+    that prefers the other of the same two answers always does.
     """
     seen, reasons = set(), []
     for row in rows(dataset):
         reasons.append(text_fault(*_unscored(row), filters))
-        content = (*digests_of(row), row["question"], row["chosen"], row["rejected"])
-        if reasons[-1] is None and content in seen and not filters.repeats:
+        asked, two = (*digests_of(row), row["question"]), (row["chosen"], row["rejected"])
+        if reasons[-1] is None and (asked, two[::-1]) in seen:
+            reasons[-1] = "the reverse of an earlier one"
+        if reasons[-1] is None and (asked, two) in seen and not filters.repeats:
             reasons[-1] = "repeated"
-        seen.add(content)
+        seen.add((asked, two))
     kept = [i for i, reason in enumerate(reasons) if reason is None]
     return dataset.select(kept), Counter(filter(None, reasons))
 
