@@ -349,8 +349,8 @@ for name, pool in pools.items():
 # ## What each source teaches
 #
 # Now the same training on every source: a new adapter, the pocket track's settings, up to 1,280 pairs,
-# three seeds. Counted facts find fewer pairs, so they train in fewer steps. That takes an hour, too
-# long for a lesson: the figures are kept with the course, and
+# three seeds. Counted facts find fewer pairs, so they train in fewer steps. All of it takes more than
+# an hour, too long for a lesson: the figures are kept with the course, and
 # `python -m benchmarks.preference_sources` makes them again.
 #
 # All models describe the same 500 fresh scenes of each kind. Half of the scenes that pairs are made
@@ -527,9 +527,9 @@ for name, picks in {"Ada looks": looks, "Ben counts": counts_words, "Cy hurries"
 
 # %% [markdown]
 # **Predict**: who agrees with whom? Who leans to the left side? Cohen's kappa is agreement beyond what
-# two would reach who pick independently, each as often A, B or tie as they do: 1 is full, 0 is none
-# beyond that, below 0 is less. It is not truth: two who both count words agree fully. The last column
-# compares with the exact truth.
+# two would reach by chance who pick the dataset's chosen answer as often as these two do: 1 is full, 0
+# is none beyond that, below 0 is less. It is not truth: two who both count words agree fully. The last
+# column compares with the exact truth.
 
 # %%
 votes = annotate.read_votes(LABELS / "drawings", drawn)
