@@ -9,7 +9,7 @@
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** lessons 04 and 06. **You will have** a folder of pairs that you made, with a card that
-# says how each came to be; a measured comparison of what eleven kinds of pairs teach; and labels of
+# says how each came to be; a measured comparison of what twelve kinds of pairs teach; and labels of
 # your own.
 
 # %% tags=["parameters"]
