@@ -2,6 +2,7 @@
 
     train(trainer)     # from the start, or from where an interrupted run of the same settings was
     trained(trainer)   # the same, but a run that was finished before is loaded
+    give_up(folder)    # remove what an interrupted run left there
 
 While a run is unfinished its folder holds `run.json` (what it is a run of) and the last two
 checkpoints. When it is finished, the folder holds the adapter, and the checkpoints are gone.
@@ -47,10 +48,13 @@ def train(trainer):
     """Train to the end; returns the TrainOutput. The adapter is then in output_dir/adapter.
 
     Goes on from the last whole checkpoint in output_dir: the order of the pairs, the optimiser and
-    the random states are restored, so that the losses are those of an uninterrupted run. Raises
-    CheckpointError before the first step if the folder cannot hold the checkpoints, or holds an
-    unfinished run of other settings, data or weights.
+    the random states are restored, so that the losses are those of an uninterrupted run. Called
+    again with the same trainer, as by a cell that runs again, it starts from the weights of the
+    first call and not from those that it has trained. Raises CheckpointError before the first step
+    if the folder cannot hold the checkpoints, or holds an unfinished run of other settings, data
+    or weights.
     """
+    _restore_starting_weights(trainer)
     folder = Path(trainer.args.output_dir)
     check_writable(folder, (1 + _kept(trainer.args)) * checkpoint_bytes(trainer.model))
     identity, last = run_identity(trainer), last_checkpoint(folder)
@@ -64,20 +68,43 @@ def train(trainer):
         record.unlink(missing_ok=True)  # of an earlier adapter: written again when all is there
         trainer.save_model(str(folder / ADAPTER))
         _write(record, json.dumps(identity, indent=1))
-        for checkpoint in _checkpoints(folder):
-            shutil.rmtree(checkpoint)
+        _remove_checkpoints(folder)
     return result
 
 
 def trained(trainer):
     """The trained model, ready for evaluation: from the adapter of a finished run of the same
     settings, data and weights if output_dir has one, else as `train` makes it."""
+    _restore_starting_weights(trainer)
     adapter = Path(trainer.args.output_dir) / ADAPTER
     if _record(adapter) == run_identity(trainer):
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(adapter), device="cpu"))
     else:
         train(trainer)
     return trainer.model.eval()
+
+
+def give_up(folder):
+    """Remove the checkpoints and the record of an unfinished run; a finished adapter stays."""
+    _remove_checkpoints(folder)
+    Path(folder, RECORD).unlink(missing_ok=True)
+
+
+def _remove_checkpoints(folder):
+    for checkpoint in _checkpoints(folder):
+        shutil.rmtree(checkpoint)
+
+
+def _restore_starting_weights(trainer):
+    """Undo an earlier training by this trainer object: its trainable weights and its optimizer."""
+    weights = {name: w for name, w in trainer.model.named_parameters() if w.requires_grad}
+    if not hasattr(trainer, "starting_weights"):
+        trainer.starting_weights = {n: w.detach().cpu().clone() for n, w in weights.items()}
+        return
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(trainer.starting_weights[name])
+    trainer.optimizer = trainer.lr_scheduler = None
 
 
 def last_checkpoint(folder):
@@ -152,7 +179,8 @@ def _require_same_run(folder, identity):
         changed = ", ".join(f"{n}: {known.get(n)} there, {identity[n]} now" for n in differ)
         raise CheckpointError(
             f"{folder} holds an unfinished run of something else ({changed}): choose another "
-            "folder, or remove this one to give that run up"
+            "folder, or give that run up by running this line, then train again:\n"
+            f"from helpers import checkpoints; checkpoints.give_up({str(folder)!r})"
         )
 
 

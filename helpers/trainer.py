@@ -195,6 +195,9 @@ class LiveCurve(TrainerCallback):
         self.draw = draw
         self.shown = None
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.shown = None  # a cell that runs again has lost the picture of its last run
+
     def on_log(self, args, state, control, **kwargs):
         if "loss" not in state.log_history[-1]:
             return

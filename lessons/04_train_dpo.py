@@ -79,9 +79,10 @@ _ = plots.pair_cards([raw[i] for i in range(2)])
 # What it builds is a `SharedImageDPOTrainer`: TRL's own, but for one thing that we look at below.
 
 # %%
-folder = Path(OUT, track.name)
+folder = Path(OUT, "quick", track.name) if QUICK else Path(OUT, track.name)
 settings = {"seed": SEED, "logging_steps": 1 if QUICK else 4}
-trainer = dpo_trainer(model, processor, pairs, track, folder, **settings)
+curve = LiveCurve(plots.training_curves)  # drawn while it trains, further down
+trainer = dpo_trainer(model, processor, pairs, track, folder, [curve], **settings)
 
 # %% [markdown]
 # A new adapter changes nothing yet. So before the first step policy and reference must agree on
@@ -250,7 +251,6 @@ stock = shared = trainers = None  # each holds a whole model
 # reward goes.
 
 # %%
-trainer.add_callback(LiveCurve(plots.training_curves))
 result = checkpoints.train(trainer)
 print(f"{trainer.state.global_step} steps in {result.metrics['train_runtime']:.0f} s")
 

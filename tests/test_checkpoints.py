@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from helpers import checkpoints, models, pocket, preferences
 from helpers.checkpoints import (
@@ -203,6 +204,41 @@ def test_an_unfinished_run_of_something_else_is_not_mixed(build, stopped, change
         train(other)
     assert other.state.global_step == 0
     assert last_checkpoint(stopped).name == "checkpoint-3"  # nothing is lost
+
+
+def test_the_line_in_the_message_gives_the_old_run_up(build, stopped):
+    with pytest.raises(CheckpointError) as error:
+        train(build(learning_rate=1e-3))
+    exec(str(error.value).splitlines()[-1])
+    again = build(learning_rate=1e-3)
+    train(again)
+    assert again.state.global_step == 4
+
+
+class Interrupt(TrainerCallback):
+    """The learner's stop button, once."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.step = None
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("save_steps", [1, 10], ids=["from a checkpoint", "from the start"])
+def test_a_cell_run_again_after_an_interrupt_repeats_the_run(build, tmp_path, save_steps):
+    straight = build(output_dir=tmp_path / "straight")
+    train(straight)
+    settings = {"output_dir": tmp_path / "again", "save_steps": save_steps}
+    stopped = build(callbacks=[Interrupt(2)], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    for _ in range(2):  # the second time when it is finished: not trained further
+        train(stopped)
+        wanted, found = lora_weights(straight.model), lora_weights(stopped.model)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 def test_how_often_to_write_may_change(build, stopped, capsys):
