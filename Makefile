@@ -38,13 +38,13 @@ CHANGED = find requirements.txt constraints.txt -newer .venv/installed
 # installation that was interrupted, packages that are gone, newer lists. When all is well it takes
 # a tenth of a second. Only an environment that `python -m venv` made is ever removed.
 environment:
-	@complete() { $(BIN)/python -c '$(COMPLETE)' 2>/dev/null; }; \
-	test -f .venv/installed && test -z "$$($(CHANGED))" && complete && exit; \
+	@sound() { $(BIN)/python -c '$(COMPLETE)' 2>/dev/null; }; \
+	test -f .venv/installed && test -z "$$($(CHANGED))" && sound && exit; \
 	fault=; \
 	if ! test -e .venv && ! test -h .venv; then fault=missing; \
 	elif ! $(BIN)/python -c '' 2>/dev/null; then fault='its Python does not start'; \
 	elif ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
-	  complete && $(BIN)/python -m ensurepip >/dev/null || fault='it has no pip'; \
+	  sound && $(BIN)/python -m ensurepip >/dev/null || fault='it has no pip'; \
 	fi; \
 	if test "$$fault"; then \
 	  $(PYTHON) -c '$(NEW_ENOUGH)' || exit; \
@@ -56,7 +56,8 @@ environment:
 	    rm -rf .venv || exit; \
 	  fi; \
 	  $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }; \
-	elif test -f .venv/installed && ! complete; then \
+	elif test -f .venv/installed && ! sound; then \
 	  echo "Packages are missing in .venv. They are installed again."; \
 	fi; \
+	echo "Installing the packages of requirements.txt into .venv, once."; \
 	$(BIN)/python -m pip install -r requirements.txt $(CONSTRAINTS) && touch .venv/installed

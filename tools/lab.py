@@ -26,9 +26,9 @@ NOTE = (
     "[the lesson as it was executed](pages/{lesson}.html).*"
 )
 AS_ROOT = (
-    "You are root, as in most containers and on many rented machines, and JupyterLab starts as "
-    'root only if it is told to:\n  make lab LAB="--allow-root"\nor, to open it in the browser of '
-    'another machine:\n  make lab LAB="--allow-root --no-browser --ip=0.0.0.0"'
+    "You are root, as in most containers and on many rented machines. JupyterLab starts as root\n"
+    'only if it is told to:\n  make lab LAB="--allow-root"\nor, for the browser of another machine:'
+    '\n  make lab LAB="--allow-root --no-browser --ip=0.0.0.0"'
 )
 
 
@@ -100,7 +100,7 @@ def make_copies(notebooks: Path = NOTEBOOKS, work: Path = WORK) -> list[str]:
         record, untouched = record_of(copy)
         # A duplicate that the learner made has another name than the record says.
         if copy.name not in lessons and untouched and record["lesson"] == copy.stem:
-            copy.unlink()
+            copy.unlink(missing_ok=True)  # another `make lab` may be faster
     return kept
 
 
