@@ -36,7 +36,7 @@ CHANGED = find requirements.txt constraints.txt -newer .venv/installed
 
 # Makes .venv, or mends it: a Python that does not start since the system's was replaced, an
 # installation that was interrupted, packages that are gone, newer lists. When all is well it takes
-# a tenth of a second. Only an environment that `python -m venv` made is ever removed.
+# a tenth of a second. Only an environment of your own, made by `python -m venv`, is ever removed.
 environment:
 	@sound() { $(BIN)/python -c '$(COMPLETE)' 2>/dev/null; }; \
 	test -f .venv/installed && test -z "$$($(CHANGED))" && sound && exit; \
@@ -49,8 +49,8 @@ environment:
 	if test "$$fault"; then \
 	  $(PYTHON) -c '$(NEW_ENOUGH)' || exit; \
 	  if test "$$fault" != missing; then \
-	    if ! test -f .venv/pyvenv.cfg; then \
-	      echo ".venv cannot be used: $$fault. It was not made by python -m venv, so make does not remove it: move it away." >&2; exit 1; \
+	    if ! test -f .venv/pyvenv.cfg || ! test -w .venv/pyvenv.cfg; then \
+	      echo ".venv cannot be used: $$fault. Move it away: make does not remove what is another user's, or was not made by python -m venv." >&2; exit 1; \
 	    fi; \
 	    echo "The environment in .venv is broken: $$fault. It is made again."; \
 	    rm -rf .venv || exit; \

@@ -270,7 +270,7 @@ def test_what_venv_did_not_make_is_not_removed(place):
     config = place / ".venv" / "pyvenv.cfg"
     config.rename(place / "config")
     lose_the_python(place)
-    assert "move it away" in make(place, fails=True)
+    assert "Move it away" in make(place, fails=True)
     assert (place / ".venv" / "installed").exists()
     (place / "config").rename(config)
     make(place)
