@@ -3,9 +3,9 @@
     python -m helpers.preflight            # exits with the number of [FAIL] lines
     print(report(track="auto"))            # the same in a notebook
 
-Every line stands alone: a check that breaks becomes its own [FAIL] line and never stops the next.
-torch and the rest are imported inside the checks, so a report also comes out where they are
-missing. Tokens, user names and home paths are taken out of what is printed.
+Every check stands alone: one that breaks becomes its own [FAIL] and never stops the next. torch and
+the rest are imported inside the checks, so a report also comes out where they are missing. Tokens,
+user names and home paths are taken out of what is printed.
 """
 
 import importlib.metadata
@@ -35,13 +35,14 @@ MEMORY_NEEDED, DISK_NEEDED = 2, 1  # GiB free, for the pocket track
 EXACT = ("datasets", "peft", "transformers", "trl")
 PACKAGES = (*EXACT, "accelerate", "bitsandbytes", "matplotlib", "pillow", "torch")
 
-INSTALL = "python -m pip install -r requirements.txt -c constraints.txt"
+WIDTH = 90  # columns: reports are pasted into forms
+INDENT = " " * 9
 RESTORE = "Restore the files that came with the course, in its folder:\n  git checkout -- data"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `ok` is None for plain information; `fix` is two lines."""
+    """One finding of the report. `ok` is None for plain information; `fix` is two lines."""
 
     name: str
     ok: bool | None
@@ -51,7 +52,7 @@ class Check:
     def __str__(self):
         mark = {True: "[OK]", False: "[FAIL]", None: ""}[self.ok]
         line = f"{mark:6} {self.name} {self.detail}"
-        return line if self.ok is not False else f"{line}\n{textwrap.indent(self.fix, ' ' * 9)}"
+        return line if self.ok is not False else f"{line}\n{textwrap.indent(self.fix, INDENT)}"
 
 
 def report(track="auto"):
@@ -60,10 +61,19 @@ def report(track="auto"):
 
 
 def render(checks):
-    """One line a check, with its fix under a [FAIL], and the count at the end."""
+    """The checks, each with its fix under a [FAIL], and the count at the end."""
     failed = sum(check.ok is False for check in checks)
     passed = sum(check.ok is True for check in checks)
-    return paste_safe("\n".join([*map(str, checks), f"{passed} OK, {failed} FAIL"]))
+    text = paste_safe("\n".join([*map(str, checks), f"{passed} OK, {failed} FAIL"]))
+    return "\n".join(map(wrapped, text.splitlines()))
+
+
+def wrapped(line):
+    """A finding in lines of at most WIDTH columns; a fix is left whole, to be copied."""
+    if line.startswith(INDENT):
+        return line
+    whole_words = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(line, WIDTH, subsequent_indent=INDENT, **whole_words)
 
 
 def run_checks(track="auto"):
@@ -88,7 +98,23 @@ def attempt(name, look, *arguments):
         return look(*arguments)
     except Exception as error:  # whatever a broken installation may raise
         sentence = " ".join(f"{type(error).__name__}: {error}".split())
-        return Check(name, False, f"cannot be checked: {sentence}", f"Install again:\n  {INSTALL}")
+        fix = f"Install again:\n  {install()}"
+        return Check(name, False, f"cannot be checked: {sentence}", fix)
+
+
+def install():
+    """The command that installs the tested versions into the Python that runs this."""
+    return f"{this_python()} -m pip install -r requirements.txt -c constraints.txt"
+
+
+def this_python():
+    """This interpreter, as it is typed in the course's folder."""
+    python = Path(sys.executable)
+    # Not python.resolve(): in .venv it is a link to the system's.
+    for place in (python, python.parent.resolve() / python.name):
+        if place.is_relative_to(ROOT):
+            python = place.relative_to(ROOT)
+    return f'"{python}"' if " " in str(python) else str(python)
 
 
 # --- the checks ----------------------------------------------------------------------------
@@ -97,7 +123,10 @@ def attempt(name, look, *arguments):
 def python_version():
     version, wanted = platform.python_version(), ".".join(map(str, OLDEST_PYTHON))
     fix = f"Make the environment again with Python {wanted} or newer, such as:\n"
-    fix += "  rm -rf .venv && make course PYTHON=python3.12"
+    again = "rm -rf .venv && make course PYTHON=python3.12"
+    if sys.platform == "win32":
+        again = "py -3.12 -m venv --clear .venv"
+    fix += f"  {again}"
     ok = sys.version_info >= OLDEST_PYTHON
     return Check("Python", ok, f"{version} on {platform.system()} {platform.machine()}", fix)
 
@@ -105,7 +134,7 @@ def python_version():
 def package(name):
     """Installed, and in the tested version; for EXACT another version is a [FAIL]."""
     tested = dict(line.split("==") for line in CONSTRAINTS.read_text().split())[name]
-    fix = f"Install the tested version, then restart Python:\n  {INSTALL}"
+    fix = f"Install the tested version, then restart Python:\n  {install()}"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -133,8 +162,8 @@ def memory():
 
 def disk():
     """Room in runs/, and a file can be written there."""
-    fix = f"Lessons write to runs/ and need {DISK_NEEDED} GiB there: make room (`make clean`\n"
-    fix += "  removes it), or move the course to a folder that you may write to."
+    fix = f"Lessons write to runs/ and need {DISK_NEEDED} GiB there: make room (all in it can be\n"
+    fix += "  made again), or move the course to a folder that you may write to."
     try:
         RUNS.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=RUNS) as file:
@@ -179,10 +208,8 @@ def downloads(name):
     if name not in ("auto", *TRACKS) or choose(name).name == "pocket":
         return Check("Hub", None, "not asked; the pocket track needs no network")
     track = choose(name)
-    fix = (
-        "Look at the network (on Kaggle: Settings, Internet on), or if the data are gated, accept\n"
-    )
-    fix += '  their terms on the Hub and log in. Or work without: TRACK = "pocket"'
+    fix = "Look at the network (on Kaggle: Settings, Internet on). If the data are gated,\n"
+    fix += '  accept their terms on the Hub and log in. Or work without: TRACK = "pocket"'
     try:
         model, data = HfApi().model_info(track.model), HfApi().dataset_info(track.dataset)
     except Exception as error:  # the network has many ways to fail
@@ -215,8 +242,9 @@ def pocket_model():
     except models.ModelError as error:
         return Check("pocket model", False, f"does not load: {error}", RESTORE)
     said = pocket.captions(model, reader, [world.sample_scene(0)])[0]
-    fix = f"Its answer is not a sentence of the pocket world. {RESTORE}"
-    return Check("pocket model", said.startswith("I see"), f'answers "{said}"', fix)
+    if said.startswith("I see"):
+        return Check("pocket model", True, f'answers "{said}"')
+    return Check("pocket model", False, f'answers "{said}", no sentence of its world', RESTORE)
 
 
 # --- safe to paste -------------------------------------------------------------------------
@@ -246,4 +274,8 @@ def main():
 
 
 if __name__ == "__main__":
+    from helpers.runtime import turn_down_noise  # a notebook's setup cell has done it
+
+    turn_down_noise()
+    os.environ["TQDM_DISABLE"] = "1"  # no bar for one picture; tqdm reads it when it is imported
     main()

@@ -1,7 +1,9 @@
 """Each line of the preflight report can fail, says what to do, and gives nothing private away."""
 
 import importlib.metadata
+import os
 import shutil
+import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -29,6 +31,7 @@ def sound(monkeypatch, tmp_path):
     tested = dict(line.split("==") for line in preflight.CONSTRAINTS.read_text().split())
     monkeypatch.setattr(preflight, "ROOT", tmp_path)
     monkeypatch.setattr(preflight, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
     monkeypatch.setattr(importlib.metadata, "version", tested.__getitem__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory_of(16))
@@ -137,6 +140,45 @@ def test_each_check_can_fail_and_the_others_go_on(sound, fault, name, says):
     assert says in broken.detail
     assert len(broken.fix.splitlines()) == 2
     assert len(str(broken).splitlines()) == 3  # the line and its two-line fix
+    assert max(map(len, render(checks).splitlines())) <= preflight.WIDTH
+
+
+def test_long_findings_break_between_words_after_what_is_private_is_gone(monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/mara bo"))
+    words = "x" * 60 + " is not at /home/mara bo/course and has-hyphens " + "y" * 100
+    first, *others = render([Check("disk", False, words, "Do:\n  " + "z " * 60)]).splitlines()
+    assert first == "[FAIL] disk " + "x" * 60 + " is not at"
+    assert others[:2] == [" " * 9 + "~/course and has-hyphens", " " * 9 + "y" * 100]
+    assert others[3] == " " * 11 + "z " * 60  # a command stays one line
+    assert "mara" not in "".join(others)
+
+
+@pytest.mark.parametrize(
+    "python, typed",
+    [
+        ("course/.venv/bin/python", ".venv/bin/python"),
+        ("course/.venv/Scripts/python.exe", ".venv/Scripts/python.exe"),
+        ("link/.venv/bin/python", ".venv/bin/python"),  # the course by another name
+        ("envs/my course/bin/python", '"{}/envs/my course/bin/python"'),
+    ],
+)
+def test_cures_name_the_interpreter_that_is_missing_them(sound, tmp_path, python, typed):
+    (tmp_path / "course").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "course")
+    (tmp_path / python).parent.mkdir(parents=True)
+    (tmp_path / python).symlink_to(sys.executable)  # as venv makes it
+    sound.setattr(preflight, "ROOT", tmp_path / "course")
+    sound.setattr(sys, "executable", str(tmp_path / python))
+    break_a_package(sound)
+    (check,) = (check for check in run_checks("pocket") if check.name == "peft")
+    command = f"  {typed.format(tmp_path)} -m pip install -r requirements.txt -c constraints.txt"
+    assert check.fix.splitlines()[1] == command.replace("/", os.sep)
+
+
+def test_as_a_command_it_prints_the_report_and_nothing_else():
+    command = [sys.executable, "-m", "helpers.preflight", "pocket"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=preflight.ROOT)
+    assert run.stderr == "" and run.stdout.startswith(("[OK]   Python", "[FAIL] Python"))
 
 
 def test_an_unknown_track_and_a_gpu_track_without_gpu(sound):
@@ -175,7 +217,7 @@ def test_a_gpu_is_described_and_decides_the_track(sound):
     text = render(run_checks("auto"))
     assert "[OK]   GPU Tesla T4, compute capability 7.5, 15.0 GiB" in text
     assert "track t4 (Colab's free T4: 16 GB, no bf16), chosen by what is here" in text
-    assert "float32 on cuda, fp16 autocast" in text
+    assert "float32 on cuda, fp16 autocast" in " ".join(text.split())
 
 
 def test_packages_are_required_ones():
