@@ -414,7 +414,7 @@ silent = [{noun for noun in scene.nouns if noun not in c + r} for scene, c, r in
 print(f"something is there that neither answer names: {np.mean([bool(s) for s in silent]):.1%}")
 print("what they leave out:", Counter(noun for s in silent for noun in s).most_common(4))
 gaps = [sum(t["rejected_false_missed"]) - sum(t["chosen_false_missed"]) for t in truths]
-print("errors less than the rejected answer: pairs", dict(sorted(Counter(gaps).items())))
+print_wrapped("errors less than the rejected answer: pairs", dict(sorted(Counter(gaps).items())))
 
 # %% [markdown]
 # And these cannot be counted here at all:

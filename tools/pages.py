@@ -27,6 +27,7 @@ TEMPLATE = """\
 {%- block jupyter_widgets -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block html_head_css -%}<style>math { font-size: 115%; }</style>{%- endblock -%}
 {%- block input_group -%}
 {%- if cell.metadata.get("jupyter", {}).get("source_hidden") -%}
 <details>

@@ -35,7 +35,7 @@ from tools.pages import entry, stated_minutes, write_index, write_page
 from tools.progress import Progress
 
 UNSTATED_MINUTES = 1.0  # assumed where a lesson states no time for a track
-COLUMNS = 80  # of the closing table
+COLUMNS, INDENT = 80, "    "  # of the closing table
 
 
 class Stopped(Exception):
@@ -115,7 +115,7 @@ def table(entries, folder):
     for one in entries:
         rows.append(f"{one.name:{width}}  {one.minutes:7.1f}")
         rows += textwrap.wrap(
-            one.key_figure, COLUMNS - 4, initial_indent="    ", subsequent_indent="    "
+            one.key_figure, COLUMNS, initial_indent=INDENT, subsequent_indent=INDENT
         )
     rows += [f"{'total':{width}}  {sum(one.minutes for one in entries):7.1f}", ""]
     rows += [f"All passed: {len(entries)} of {len(entries)} lessons."]
