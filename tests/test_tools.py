@@ -135,8 +135,8 @@ def test_a_cover_that_was_never_drawn_changes_nothing(built):
 
 
 def test_a_large_cover_has_fewer_colours():
-    data = base64.b64decode(small_png(noise(400, 400)))
-    assert len(data) <= COVER_BYTES and Image.open(io.BytesIO(data)).size == (400, 400)
+    data = base64.b64decode(small_png(noise(340, 340)))
+    assert len(data) <= COVER_BYTES and Image.open(io.BytesIO(data)).size == (340, 340)
 
 
 def test_build_is_deterministic_and_an_edit_renames_one_cell(built, lessons):
