@@ -5,7 +5,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 1 minute on 2 CPU cores, measured |
+# | pocket | about 20 seconds on 2 CPU cores, measured |
 # | t4, ampere | the same cells, not measured on this hardware |
 #
 # **You need** the installed course, nothing else; no GPU, no network. **You will have** a report on

@@ -5,7 +5,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 1 minute on 2 CPU cores, measured |
+# | pocket | about 20 seconds on 2 CPU cores, measured |
 # | t4, ampere | not measured; the pairs are streamed, so the network decides |
 #
 # **You need** lesson 00; no GPU, and no network on the pocket track. **You will have** checks to run

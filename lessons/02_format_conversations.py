@@ -5,7 +5,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 1 minute on 2 CPU cores, measured |
+# | pocket | about 20 seconds on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** lesson 01, or a look at its pair cards. **You will have** pairs in the form TRL trains

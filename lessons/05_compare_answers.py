@@ -5,7 +5,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 3 minutes on 2 CPU cores, measured |
+# | pocket | about 2 minutes on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** lesson 04's idea of a training run; this lesson trains its own models. **You will

@@ -6,7 +6,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 2 minutes on 2 CPU cores, measured |
+# | pocket | about 30 seconds on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** the training runs of lesson 05; they are loaded if you ran it, and made if you did

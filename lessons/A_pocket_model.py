@@ -6,7 +6,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 2 minutes on 2 CPU cores, measured |
+# | pocket | about 1 minute on 2 CPU cores, measured |
 # | t4, ampere | the same: this lesson always runs the pocket track |
 #
 # **You need** nothing from the other lessons. **You will have** a picture of the world the model
