@@ -378,6 +378,12 @@ def test_the_index_has_a_row_for_each_lesson(built, tmp_path):
     assert re.search('href="02_b.html".*x\\*y\\*z.*>2.0<.*a | b, &lt;3', html, re.DOTALL)
 
 
+def test_a_key_figure_of_several_lines_is_one(built):
+    notebook = built(GOOD)
+    notebook.cells[-1].outputs = [stream("margin 0.25\n    on pocket\n", "stdout")]
+    assert key_figure(notebook) == "margin 0.25 on pocket"
+
+
 def test_printed_lines_break_between_words(capsys):
     print_wrapped("  rejected:", "word " * 30 + "\nshort  line\n")
     first, *others, short, empty, end = capsys.readouterr().out.split("\n")

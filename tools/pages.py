@@ -81,11 +81,10 @@ def stated_minutes(notebook, track):
 
 
 def key_figure(notebook):
-    """The last line printed by the cell tagged `key-figure`, or "" where there is none."""
+    """What the cell tagged `key-figure` prints, as one line, or "" where there is none."""
     cells = [cell for cell in notebook.cells if "key-figure" in tags(cell)]
     printed = [o.text for cell in cells for o in cell.outputs if o.get("name") == "stdout"]
-    lines = "".join(printed).strip().splitlines()
-    return lines[-1].strip() if lines else ""
+    return " ".join("".join(printed).split())
 
 
 class PageRenderer(IPythonRenderer):

@@ -6,7 +6,7 @@
 
 The notebooks are built from lessons/ on the way. runs/course gets each executed notebook, an HTML
 page of it, and index.html, which leads to all pages. A lesson states its minutes on each track in
-its first cell; a code cell tagged `key-figure` prints the one line that the closing table shows.
+its first cell; a code cell tagged `key-figure` prints what the closing table shows of it.
 """
 
 import argparse
