@@ -38,7 +38,6 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from helpers import plots, preferences
 from helpers.models import load_policy
 from helpers.preferences import check_pairs, image_digest, split_by_image, to_conversational
-from helpers.printing import print_wrapped
 from helpers.stored import rows
 from helpers.tracks import choose
 
@@ -194,6 +193,8 @@ plt.show()
 
 # %%
 from trl.data_utils import apply_chat_template
+
+from helpers.printing import print_wrapped
 
 pair = pairs[0]
 prompt = processor.apply_chat_template(pair["prompt"], add_generation_prompt=True)
