@@ -280,7 +280,7 @@ def parts_of(batch):
     return part.masked_fill(batch["input_ids"] == processor.image_token_id, 2).numpy()
 
 
-# %% tags=["cover"] alt="A batch of four pairs as a grid of token positions: in each row first padding, then the prompt with the picture's tokens in it, then the completion."
+# %% tags=["cover"] alt="A batch of four pairs as a grid of token positions: in each row the prompt with the picture's tokens in it, then the completion; padding fills the shorter rows."
 from matplotlib.colors import to_rgb
 
 figure, ax = plt.subplots(figsize=(9, 3), layout="constrained")
