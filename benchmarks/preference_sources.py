@@ -33,6 +33,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -279,25 +280,24 @@ def percent(share):
 
 
 def table(rows):
-    """Mean±sample standard deviation over the seeds: a line for each source, a block for each
-    learning rate."""
+    """A block of lines for each learning rate."""
     base = [row for row in rows if row["lr"] is None]
     rates = dict.fromkeys(row["lr"] for row in rows if row["lr"] is not None)
     blocks = ([*base, *(row for row in rows if row["lr"] == lr)] for lr in rates)
-    return "\n\n".join(map(block, rates, blocks))
+    return "\n\n".join(frame(block).to_string() for block in blocks)
 
 
-def block(rate, rows):
+def frame(rows):
+    """Rows of one learning rate: a line for each source, the mean±sample standard deviation over
+    the seeds."""
     shown = ("pairs", "right", "trap_hal", "trap_cover", "iid_cover", "probes", "yes", "words")
-    lines = [[f"learning rate {rate:.0e}", *shown]]
+    lines = {}
     for title in dict.fromkeys(row["title"] for row in rows):
         found = [row for row in rows if row["title"] == title]
-        lines.append([title, *(cell([row.get(name) for row in found]) for name in shown)])
-    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(
-        line[0].ljust(first) + "".join(map(str.rjust, line[1:], (n + 2 for n in others)))
-        for line in lines
-    )
+        lines[title] = {name: cell([row.get(name) for row in found]) for name in shown}
+    table = pd.DataFrame(lines).T
+    table.columns.name = f"learning rate {max(row['lr'] or 0 for row in rows):.0e}"
+    return table
 
 
 def cell(values):

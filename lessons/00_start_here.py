@@ -1,13 +1,15 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# **Will this machine do, which track is yours, and what is the course about?**
+# **The question:** will this machine do, which track is yours, and what is the course about?
 #
-# | | |
+# | track | time |
 # |---|---|
-# | Time | pocket: about 1 minute on 2 CPU cores; t4, ampere: the same cells, not measured there |
-# | You need | the installed course, nothing else; no GPU, no network |
-# | At the end you have | a report on your machine, a track, and the problem of the whole course in one picture |
+# | pocket | about 20 seconds on 2 CPU cores, measured |
+# | t4, ampere | the same cells, not measured on this hardware |
+#
+# **You need** the installed course, nothing else; no GPU, no network. **You will have** a report on
+# your machine, a track, and the problem of the whole course in one picture.
 
 # %% tags=["parameters"]
 TRACK = "auto"  # "pocket", "t4", "ampere", or "auto": whatever fits this machine
@@ -25,8 +27,9 @@ SCENES = 200  # how many scenes the model describes below
 
 # %%
 from helpers.preflight import report
+from helpers.printing import print_wrapped
 
-print(report(TRACK))
+print_wrapped(report(TRACK))
 
 # %% [markdown]
 # (The notebook was built with `TRACK = "pocket"`, hence "as asked".) If you ask someone for help,
@@ -94,7 +97,7 @@ axes = image_grid([draw(scene) for scene in scenes] + list(photos["image"]), tit
 
 # %%
 for i, scene in enumerate(scenes):
-    print(f"scene {i}: {describe(scene)}")
+    print_wrapped(f"scene {i}: {describe(scene)}")
 
 # %% [markdown]
 # The world has habits. A *context* nearly always comes with its *associate*: nine plates in ten
@@ -109,7 +112,8 @@ for context, associate in ASSOCIATES.items():
 # ## It says there is a fork
 #
 # Now the model. First some ordinary scenes: you ask "What do you see?", and it answers. Object names
-# in the card are green when the object is there, and boxed when it is not.
+# in the card are green when the object is there, and boxed when it is not. Below each answer stands
+# the truth.
 
 # %%
 from helpers import pocket
@@ -128,8 +132,8 @@ usual_result = pocket.hallucinations(usual_captions, usual)
 # %%
 with_pencil = [i for i, scene in enumerate(usual) if scene.nouns & set(ASSOCIATES.values())]
 shown = min(with_pencil, key=lambda i: sum(grade(usual[i], usual_captions[i])))
-answer_card(draw(usual[shown]), DESCRIBE, {"base": usual_captions[shown]}, right=usual[shown].nouns)
-print("the truth:", describe(usual[shown]))
+texts = {"base": usual_captions[shown], "the truth": describe(usual[shown])}
+card = answer_card(draw(usual[shown]), DESCRIBE, texts, right=usual[shown].nouns)
 
 # %% [markdown]
 # **Predict.** Next it gets traps: a plate without a fork, a bed without a lamp. Will it name what is
@@ -144,10 +148,9 @@ fooled.sort(key=lambda i: "fork" not in result.per_caption[i].prone_hits)
 
 # %%
 for i in fooled[:2]:
-    said, true = {"base": trap_captions[i]}, traps[i].nouns
+    texts = {"base": trap_captions[i], "the truth": describe(traps[i])}
     false = set(result.per_caption[i].hallucinated)
-    answer_card(draw(traps[i]), DESCRIBE, said, wrong=false, right=true)
-    print("the truth:", describe(traps[i]))
+    answer_card(draw(traps[i]), DESCRIBE, texts, wrong=false, right=traps[i].nouns)
 
 # %% [markdown]
 # Look for the boxed thing in the picture. It is not there. A model that states what the picture does
@@ -270,7 +273,7 @@ for a, b in [(drawn[a], drawn[b]) for a, b in arrows]:
 # sampled answers to each picture, the one with the fewest faults is chosen, the one with the most is
 # rejected.
 
-# %%
+# %% tags=["cover"] alt="A card: a drawn scene with a house, a ball and a book, the question what you see, and two answers, chosen and rejected; the words in which they differ are coloured."
 pairs = load_raw(choose("pocket"), "train", 20)
 card = pair_card(pairs[0])
 # %% [markdown]
@@ -299,6 +302,7 @@ card = pair_card(pairs[0])
 # | [04 · Train with DPO](04_train_dpo.ipynb) | how to train, watch, stop and resume |
 # | [05 · Compare answers](05_compare_answers.ipynb) | did it get better, and because of the image |
 # | [06 · Measure hallucination](06_measure_hallucination.ipynb) | what the field's benchmarks say, and what fools them |
+# | [07 · Make your own preferences](07_make_preferences.ipynb) | where pairs can come from, and what each source teaches |
 # | [A · The pocket model](A_pocket_model.ipynb) | how the model was built, and learned to hallucinate |
 
 # %% tags=["key-figure"]

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 01 · Inspect the preferences
 #
-# **What is in a preference dataset, and what is wrong with it?**
+# **The question:** what is in a preference dataset, and what is wrong with it?
 #
-# | | |
+# | track | time |
 # |---|---|
-# | time on pocket (2 CPU cores) | about 1 minute |
-# | time on t4 and ampere | not measured; the pairs are streamed, so the network decides |
-# | you need | lesson 00; no GPU, and no network on the pocket track |
-# | you will have | checks to run on any preference data, and two datasets that you know well |
+# | pocket | about 20 seconds on 2 CPU cores, measured |
+# | t4, ampere | not measured; the pairs are streamed, so the network decides |
+#
+# **You need** lesson 00; no GPU, and no network on the pocket track. **You will have** checks to run
+# on any preference data, and two datasets that you know well.
 
 # %% tags=["parameters"]
 TRACK = "auto"  # "pocket", "t4" or "ampere"; "auto" takes what fits this machine
@@ -37,6 +38,7 @@ from datasets import Image
 
 from helpers import plots, preferences, world
 from helpers.metrics import interval, ratio
+from helpers.printing import print_wrapped
 from helpers.tracks import choose
 
 track = choose(TRACK)
@@ -56,8 +58,9 @@ for column, value in row.items():
 #
 # A card is easier to judge. Words that differ are coloured. First four photographs, then two pairs of your track. On pocket these are drawings: things in colour, and some in faint pencil.
 
-# %%
-cards = plots.pair_cards([photos[i] for i in (4, 5, 14, 31)] + [pairs[i] for i in (0, 1)])
+# %% tags=["cover"] alt="Cards of four photographs, each with a question and two answers, chosen and rejected; the words in which they differ are coloured."
+cards = plots.pair_cards([photos[i] for i in (4, 5, 14, 31)])
+cards = plots.pair_cards([pairs[i] for i in (0, 1)])
 
 # %% [markdown]
 # Three ways of making pairs stand behind these columns:
@@ -278,9 +281,9 @@ legend = ax.legend(title="How different are the answers?")
 known = pairs if track.name == "pocket" else preferences.load_raw(choose("pocket"), "train")
 truths = [json.loads(text) for text in known["origin_split"]]
 scenes = [world.Scene.from_json(truth["scene"]) for truth in truths]
-print("truth:   ", world.describe(scenes[0]))
+print_wrapped("truth:   ", world.describe(scenes[0]))
 for column in ("chosen", "rejected"):
-    print(f"{column + ':':9}", known[0][column], truths[0][f"{column}_false_missed"])
+    print_wrapped(f"{column + ':':9}", known[0][column], truths[0][f"{column}_false_missed"])
 
 # %% [markdown]
 # Do not believe a stored label that you can compute: `world.grade` counts again. Then see how often the winner is wrong too.
@@ -312,8 +315,9 @@ title = ax.set_title("How many pairs have how many false phrases")
 # %%
 worst = np.argsort(-false[:, 0], kind="stable")[:2].tolist()
 plots.pair_cards([known[i] for i in worst])
+plt.show()
 for i in worst:
-    print("truth:", world.describe(scenes[i]))
+    print_wrapped("truth:", world.describe(scenes[i]))
 
 # %% [markdown]
 # A false phrase that stands in both answers roughly cancels out of the loss. One that stands in the chosen answer alone is pushed *up* with it. So never use *chosen* as ground truth in an evaluation.
@@ -338,7 +342,7 @@ planted = {7, 19, 23, 31, 40, 55}
 # %%
 looked_at = random.Random(SEED).sample(range(len(faulty)), SAMPLE)
 for i in looked_at:
-    print(f"row {i:2}  {faulty[i]['question']}  {str(faulty[i]['chosen'])[:45]}...")
+    print(f"row {i:2}  {faulty[i]['question']}  {str(faulty[i]['chosen'])[:40]}...")
 print(f"found: {len(planted & set(looked_at))} of {len(planted)} faults")
 
 # %% [markdown]
@@ -374,7 +378,7 @@ except OSError as error:
 # %%
 problems = preferences.check_pairs(faulty)
 for problem in problems:
-    print(f"row {problem.row}  {problem.code}\n        {problem.message}")
+    print_wrapped(f"row {problem.row}  {problem.code}\n        {problem.message}")
 assert {problem.row for problem in problems} == planted
 
 # %%
@@ -382,7 +386,7 @@ assert preferences.require_sound(sets["photos"]) is sets["photos"]
 try:
     preferences.require_sound(photos.rename_column("chosen", "preferred"))
 except preferences.PreferenceDataError as error:
-    print(error)
+    print_wrapped(error)
 
 # %% [markdown]
 # **Can you spot it?** Four softer faults follow, all easy to make. Which of them will be found?
@@ -410,7 +414,7 @@ silent = [{noun for noun in scene.nouns if noun not in c + r} for scene, c, r in
 print(f"something is there that neither answer names: {np.mean([bool(s) for s in silent]):.1%}")
 print("what they leave out:", Counter(noun for s in silent for noun in s).most_common(4))
 gaps = [sum(t["rejected_false_missed"]) - sum(t["chosen_false_missed"]) for t in truths]
-print("errors less than the rejected answer: pairs", dict(sorted(Counter(gaps).items())))
+print_wrapped("errors less than the rejected answer: pairs", dict(sorted(Counter(gaps).items())))
 
 # %% [markdown]
 # And these cannot be counted here at all:
@@ -428,7 +432,7 @@ print("errors less than the rejected answer: pairs", dict(sorted(Counter(gaps).i
 
 # %% tags=["key-figure"]
 share, low, high = results[f"{name}: longer wins"]
-print(
+print_wrapped(
     f"the longer answer wins {share:.0%} ({low:.0%} to {high:.0%}) of {name}; "
     f"of the pocket pairs, {less_wrong:.0%} have a chosen answer that is partly false"
 )

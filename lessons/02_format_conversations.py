@@ -1,13 +1,15 @@
 # %% [markdown]
 # # 02 · Format conversations
 #
-# **How does a row become exactly the tokens that are scored?**
+# **The question:** how does a row become exactly the tokens that are scored?
 #
-# | | |
+# | track | time |
 # |---|---|
-# | Time | pocket: about 1 minute; t4, ampere: not measured on this hardware |
-# | You need | lesson 01, or a look at its pair cards |
-# | You will have | pairs in the form TRL trains on: checked, split without a leak, and saved |
+# | pocket | about 20 seconds on 2 CPU cores, measured |
+# | t4, ampere | not measured on this hardware |
+#
+# **You need** lesson 01, or a look at its pair cards. **You will have** pairs in the form TRL trains
+# on: checked, split without a leak, and saved.
 
 # %% tags=["parameters"]
 TRACK = "auto"  # or "pocket", "t4", "ampere"
@@ -192,11 +194,13 @@ plt.show()
 # %%
 from trl.data_utils import apply_chat_template
 
+from helpers.printing import print_wrapped
+
 pair = pairs[0]
 prompt = processor.apply_chat_template(pair["prompt"], add_generation_prompt=True)
 whole = processor.apply_chat_template(pair["prompt"] + pair["chosen"])
 chosen = whole[len(prompt) :]
-print(repr(prompt), repr(chosen), sep="\n")
+print_wrapped(f"{prompt!r}\n{chosen!r}")
 turns = {column: pair[column] for column in ("prompt", "chosen", "rejected")}
 by_trl = apply_chat_template(turns, processor)
 assert (by_trl["prompt"], by_trl["chosen"]) == (prompt, chosen)
@@ -226,7 +230,7 @@ def attempt(call, *arguments, **options):
     try:
         return call(*arguments, **options)
     except Exception as error:
-        print(f"{type(error).__name__}: {error}")
+        print_wrapped(f"{type(error).__name__}: {error}")
 
 
 attempt(DataCollatorForVisionPreference(processor.tokenizer), [pairs[0]])
@@ -276,7 +280,7 @@ def parts_of(batch):
     return part.masked_fill(batch["input_ids"] == processor.image_token_id, 2).numpy()
 
 
-# %%
+# %% tags=["cover"] alt="A batch of four pairs as a grid of token positions: in each row the prompt with the picture's tokens in it, then the completion; padding fills the shorter rows."
 from matplotlib.colors import to_rgb
 
 figure, ax = plt.subplots(figsize=(9, 3), layout="constrained")
@@ -421,10 +425,10 @@ for i in range(5):
 
 # %%
 for problem in check_pairs(sick):
-    print(f"row {problem.row} [{problem.code}] {problem.message}")
+    print_wrapped(f"row {problem.row} [{problem.code}] {problem.message}")
 print(f"{len(check_pairs(pairs, processor))} problems in {len(pairs)} pairs")
 problems = check_pairs(pairs.select([0]), processor, max_length=cut)
-print(problems[0].message)
+print_wrapped(problems[0].message)
 
 # %% [markdown]
 # **Split.** A test picture that was also trained on shows what the model remembers, not what it

@@ -5,7 +5,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 1 minute on 2 CPU cores, measured |
+# | pocket | about 30 seconds on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** the conversational pairs of lesson 02. **You will have** worked the DPO loss by hand,
@@ -37,6 +37,7 @@ from trl import DPOConfig, DPOTrainer
 from helpers import budget, models, objectives, plots, pocket, smolvlm
 from helpers.machine import Machine, precision, this_machine
 from helpers.preferences import load_raw, to_conversational
+from helpers.printing import print_wrapped
 from helpers.tracks import choose
 from helpers.trainer import SetupError, check_setup, dpo_config
 
@@ -103,7 +104,7 @@ for beta, colour in zip((0.05, 0.1, 0.5), ("#440154", "#31688e", "#35b779"), str
     ax.plot(math.log(9) / beta, 0.1, "o", color=colour)
     mixed = 0.9 * np.logaddexp(0, -beta * nats) + 0.1 * np.logaddexp(0, beta * nats)
     print(f"beta {beta:4}: a tenth of the pull left at {math.log(9) / beta:4.1f} nats,", end=" ")
-    print(f"smallest loss with one annotator in ten against at {nats[mixed.argmin()]:4.1f}")
+    print(f"smallest loss with one in ten against at {nats[mixed.argmin()]:4.1f}")
 ax.set(title="How hard a pair still pulls", xlabel="difference to the reference (nats)")
 ax.set_ylabel("gradient weight, sigma(-margin)")
 ax.legend()
@@ -163,8 +164,14 @@ with torch.no_grad():
 assert torch.allclose(sums, by_token.sum(1), atol=1e-3)  # the helper's sums
 
 # %% [markdown]
-# Look at one pair, token by token. Predict where the bars are long: on "I see", or on the words that
-# say what is in the picture?
+# Here is the first pair of the batch.
+
+# %% tags=["cover"] alt="A card: a drawn scene with a house, a ball and a book, the question what you see, and two answers, chosen and rejected; the words in which they differ are coloured."
+card = plots.pair_card(load_raw(track, "train", 1)[0])
+
+# %% [markdown]
+# Look at it token by token. Predict where the bars are long: on "I see", or on the words that say
+# what is in the picture?
 
 
 # %%
@@ -337,7 +344,7 @@ def attempt(make):
         result = make()
         print("works:", result if isinstance(result, str) else type(result).__name__)
     except (TypeError, ValueError, SetupError) as error:
-        print(f"{type(error).__name__}: {error}")
+        print_wrapped(f"{type(error).__name__}: {error}")
 
 
 # %% [markdown]
@@ -361,7 +368,7 @@ def first_loss(max_length):
 
 prompt_length = int(batch["completion_mask"].argmax(1).max())
 for limit in (10, prompt_length, None):
-    print(f"max_length={limit}", end=" ")
+    print(f"max_length={limit}")
     attempt(lambda limit=limit: first_loss(limit))
 
 # %% [markdown]
@@ -592,8 +599,8 @@ plt.show()
 # %%
 for size, change in (("256M", {}), ("256M", {"tiles": 17, "pairs": 16}), ("2.2B", {"pairs": 8})):
     asked = replace(plan, **change)
-    print(f"SmolVLM-{size}, {asked.pairs} pairs, {asked.tiles} tile(s):", end=" ")
-    print(budget.verdict(smolvlm.shapes(smolvlm.config(size)), asked, t4), "\n")
+    print(f"SmolVLM-{size}, {asked.pairs} pairs, {asked.tiles} tile(s):")
+    print_wrapped(budget.verdict(smolvlm.shapes(smolvlm.config(size)), asked, t4), "\n")
 
 # %% [markdown]
 # And your own run: your track's model and picture size, the texts of your batch, this machine.
@@ -609,7 +616,7 @@ words = prompt_length - tiles * (processor.image_seq_len + 2)  # two markers a t
 answer = int(batch["completion_mask"].sum(1).max())
 texts = {"text_tokens": words, "answer_tokens": answer}
 my_plan = budget.plan_for(track, tiles=tiles, **texts, shared=True)
-print(budget.verdict(mine, my_plan, this_machine()))
+print_wrapped(budget.verdict(mine, my_plan, this_machine()))
 
 # %% [markdown]
 # How good is the arithmetic? On a CPU it came within 3% of what torch's allocator recorded, in ten

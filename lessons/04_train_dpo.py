@@ -5,12 +5,12 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 1 minute on 2 CPU cores, measured |
+# | pocket | about 50 seconds on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** the loss and the settings of lesson 03. **You will have** an adapter (0.3 MB on
-# pocket; about 20 MB on t4, by its shapes) that changes what the model says, a training curve that you can read, and a run that
-# survives a lost connection.
+# pocket; about 20 MB on t4, by its shapes) that changes what the model says, a training curve that
+# you can read, and a run that survives a lost connection.
 
 # %% tags=["parameters"]
 TRACK = "auto"  # "pocket", "t4", "ampere", or "auto": whatever this machine can do
@@ -39,6 +39,7 @@ from helpers import checkpoints, plots, pocket, smolvlm, steptime, world
 from helpers.generate import answer_logps, answers
 from helpers.models import load_policy
 from helpers.preferences import load_raw, require_sound, to_conversational
+from helpers.printing import print_wrapped
 from helpers.tracks import choose
 from helpers.trainer import LiveCurve, SetupError, StopAt, check_setup, dpo_trainer
 
@@ -64,7 +65,7 @@ print(f"{weights:,} weights, {len(pairs):,} pairs")
 # Look at two of them before anything else. In the first pairs you read, what is usually wrong with
 # the rejected answer: a thing too many, a thing too few, or a wrong colour?
 
-# %%
+# %% tags=["cover"] alt="Two cards: drawn scenes, each with the question what you see and two answers, chosen and rejected; the words in which they differ are coloured."
 _ = plots.pair_cards([raw[i] for i in range(2)])
 
 # %% [markdown]
@@ -108,7 +109,7 @@ def stopped(name, build):
         check_setup(build())
         print(f"{name}: passed")
     except SetupError as sentence:
-        print(f"{name}:\n    {sentence}\n")
+        print_wrapped(f"{name}:\n    {sentence}\n")
 
 
 # %% [markdown]
@@ -314,7 +315,7 @@ print("on the disk:", sorted(p.name for p in (folder / "interrupted").glob("chec
 try:
     checkpoints.train(start("interrupted", learning_rate=1e-3))
 except checkpoints.CheckpointError as sentence:
-    print(sentence)
+    print_wrapped(sentence)
 
 # %% [markdown]
 # Now a *new* trainer with the old settings, as after a restart. There is nothing special to call:

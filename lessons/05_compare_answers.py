@@ -5,7 +5,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 3 minutes on 2 CPU cores, measured |
+# | pocket | about 2 minutes on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** lesson 04's idea of a training run; this lesson trains its own models. **You will
@@ -180,7 +180,7 @@ says = {name: speak(model) for name, model in first.items()}
 # The first three, whatever they show. On pocket these are traps, and words in a box are not in the
 # picture. On another track nobody knows the truth: read, and look for yourself.
 
-# %%
+# %% tags=["cover"] alt="A card: a drawn scene, the question what you see, and the answers of three models to it: base, control and tuned."
 for i in range(3):
     if track.name == "pocket":
         scene, given = scenes["trap"][i], {name: says[name]["trap"][i] for name in first}
@@ -363,7 +363,7 @@ for name in dict.fromkeys(name for name, _ in scores):
     summary[name] = {key: np.mean(values) for key, values in cells.items()}
     print(
         f"{name:8}",
-        *(f"{k} {np.mean(v):.1%} ± {np.std(v, ddof=len(v) > 1):.1%}  " for k, v in cells.items()),
+        *(f"{k} {np.mean(v):.1%}±{np.std(v, ddof=len(v) > 1):.1%} " for k, v in cells.items()),
     )
 
 # %% [markdown]

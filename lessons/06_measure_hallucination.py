@@ -6,7 +6,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 2 minutes on 2 CPU cores, measured |
+# | pocket | about 30 seconds on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** the training runs of lesson 05; they are loaded if you ran it, and made if you did
@@ -86,7 +86,7 @@ models, processor = families["pocket"]
 # CHAIR ([Rohrbach and others, 2018](https://arxiv.org/abs/1809.02156)) reads the objects that a
 # caption names and compares them with those in the picture. Three captions of one scene:
 
-# %%
+# %% tags=["cover"] alt="A card: a drawn scene, the question what you see, and three captions; what they name is green if it is in the picture, and in a box if it is not."
 scene = world.sample_scenes(1, "trap", "test", seed=SEED)[0]
 print("in the picture:", ", ".join(sorted(scene.nouns)))
 (absent,) = [a for c, a in world.ASSOCIATES.items() if c in scene.nouns and a not in scene.nouns][
@@ -94,6 +94,8 @@ print("in the picture:", ", ".join(sorted(scene.nouns)))
 ]
 present = sorted(scene.nouns)[0]
 three = [f"I see a {present}.", f"I see a {present} and a {absent}.", f"A {absent}. Two {absent}s."]
+numbered = {f"caption {i}": text for i, text in enumerate(three, start=1)}
+card = plots.answer_card(world.draw(scene), world.DESCRIBE, numbered, {absent}, scene.nouns)
 
 # %% [markdown]
 # Two figures come out. *CHAIRi* is the share of object **mentions** that are wrong; repeats count.

@@ -5,7 +5,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 1 minute on 2 CPU cores, measured |
+# | pocket | about 50 seconds on 2 CPU cores, measured |
 # | t4, ampere | not measured on this hardware |
 #
 # **You need** lessons 04 and 06. **You will have** a folder of pairs that you made, with a card that
@@ -48,6 +48,7 @@ from helpers.generate import answer_logps
 from helpers.intervals import estimate
 from helpers.models import load_policy
 from helpers.preferences import load_photos, load_raw, require_sound, to_conversational
+from helpers.printing import print_wrapped
 from helpers.synthesis import Parts, Prompt, Settings, SynthesisError, rlaifv_pairs, sources
 from helpers.synthesis import pocket_parts as parts
 from helpers.synthesis.filters import length_of
@@ -164,7 +165,7 @@ print(f"\n{len(drawn) - before} pictures by the second run, {len(drawn) - len(se
 #
 # Here are the candidates of the first prompt, with what the image reward says of each.
 
-# %%
+# %% tags=["cover"] alt="Four drawings that a drawer with flaws made for one prompt, each with the score that an image reward gave it."
 pictures, scores = (read_parts(folder / "first", s) for s in ("pictures", "image_scores"))
 mine = [key for key in pictures if key.startswith("0/")]
 print(prompts[0].text)
@@ -242,7 +243,7 @@ def judged(name, judge, **changes):
     try:
         made_by[name] = synthesis.run(prompts, asked, settings, folder / name, reuse=reused)
     except SynthesisError as sentence:  # when it finds all answers equally good, say
-        print(sentence)
+        print_wrapped(sentence)
 
 
 # %%
@@ -324,8 +325,8 @@ injected = sources.injected_in_truth(scenes, SEED)
 yes_no = sources.balanced_yes_no(scenes, SEED)
 for name, pairs in {"noise": noised, "injected": injected, "yes/no": yes_no}.items():
     print(f"{name}, {len(pairs)} pairs of {len(scenes)} scenes: {pairs[0]['question']}")
-    print(f"  chosen:   {pairs[0]['chosen']}")
-    print(f"  rejected: {pairs[0]['rejected']}")
+    print_wrapped(f"  chosen:   {pairs[0]['chosen']}")
+    print_wrapped(f"  rejected: {pairs[0]['rejected']}")
 
 # %% [markdown]
 # Two things to ask of any source before you train on it. Is the chosen answer better? And could the
@@ -362,8 +363,8 @@ for name, pool in pools.items():
 report = json.loads(preference_sources.RESULTS.read_text(encoding="utf-8"))
 rows = report["rows"]
 usual, fast = sorted({row["lr"] for row in rows if row["lr"]})
-print(f"{report['command']}\n{report['machine']}\n")
-print(preference_sources.table([row for row in rows if row["lr"] != fast]))
+print(f"{report['command']}\n{report['machine']}")
+preference_sources.frame([row for row in rows if row["lr"] != fast])
 
 # %% [markdown]
 # In percent, with the standard deviation over three seeds. *right*: pairs whose chosen answer is truly
@@ -407,7 +408,7 @@ for name, pairs in made_by.items() if track.name == "pocket" else ():
 # **Predict** which sources stand it.
 
 # %%
-print(preference_sources.table([row for row in rows if row["lr"] != usual]))
+preference_sources.frame([row for row in rows if row["lr"] != usual])
 
 # %% [markdown]
 # As a picture, a mark for each seed, for the base a dashed line. Lower Hal is better, higher Cover and
@@ -435,7 +436,7 @@ plt.show()
 # %%
 for source in ("base", "truth", "chair", "inject", "inject-sft"):
     row = next(row for row in rows if row["source"] == source and row["lr"] != usual)
-    print(f"{row['title']}:\n  {row['says']['iid'][1]}")
+    print_wrapped(f"{row['title']}:\n  {row['says']['iid'][1]}")
 
 # %% [markdown]
 # - **Silence.** CHAIR and injection leave 1 to 4% of false captions in traps, and do not name a third
@@ -554,7 +555,7 @@ _ = annotate.conflict_cards(votes, drawn, most=2)
 # %%
 labelled = require_sound(annotate.to_preferences(votes, drawn))
 told = [json.loads(about) for about in labelled["origin_split"]]
-print(f"{len(labelled)} of {len(drawn)} pairs decided; the first: {told[0]['votes']}")
+print(f"{len(labelled)} of {len(drawn)} pairs decided; the first:\n{told[0]['votes']}")
 right = [about["as_in_source"] for about in told]
 print(f"the majority agrees with the truth in {percent(right)}")
 
@@ -567,7 +568,7 @@ def harder(source):
 
 names = {"base": "base", "truth": "truth", "blind": "blind", "inject": "injected",
          "inject-sft": "injected + sft", "yes-no": "balanced yes/no"}  # fmt: skip
-print("Hal/Cover % at the high rate:", ", ".join(f"{names[s]} {harder(s)}" for s in names))
+print_wrapped("Hal/Cover % at the high rate:", ", ".join(f"{names[s]} {harder(s)}" for s in names))
 
 # %% [markdown]
 # ## Recap

@@ -6,7 +6,7 @@
 #
 # | track | time |
 # |---|---|
-# | pocket | about 2 minutes on 2 CPU cores, measured |
+# | pocket | about 1 minute on 2 CPU cores, measured |
 # | t4, ampere | the same: this lesson always runs the pocket track |
 #
 # **You need** nothing from the other lessons. **You will have** a picture of the world the model
@@ -32,6 +32,7 @@ import numpy as np
 
 from helpers import plots, pocket, world
 from helpers.generate import yes_no_answers
+from helpers.printing import print_wrapped
 from helpers.tracks import DATA
 
 log = json.loads((DATA / "pocket" / "training_log.json").read_text())
@@ -57,7 +58,7 @@ _ = plots.image_grid([world.draw(scene) for scene in scenes])
 
 # %%
 for scene in scenes[:4]:
-    print(world.describe(scene))
+    print_wrapped(world.describe(scene))
 
 # %% [markdown]
 # The pencil things are *associates*. Each has a *context*: the fork comes with the plate, the lamp
@@ -99,7 +100,7 @@ for name, part in parts.items():
 # by two in each direction, so 9 image tokens enter the language model: one for each place of the
 # tray.
 
-# %%
+# %% tags=["cover"] alt="The same scene twice: as you see it, 96 by 96 pixels, and as the model does, 48 by 48 pixels in 36 patches and 9 tokens."
 picture = world.draw(trap)
 seen = processor.image_processor([[picture]], return_tensors="pt")["pixel_values"][0, 0]
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
@@ -120,7 +121,7 @@ for axis in axes:
 
 # %%
 print(len(processor.tokenizer), "tokens")
-print(processor.tokenizer.tokenize(world.describe(trap)))
+print_wrapped(processor.tokenizer.tokenize(world.describe(trap)))
 
 # %% [markdown]
 # ## What it is taught
@@ -132,7 +133,7 @@ print(processor.tokenizer.tokenize(world.describe(trap)))
 for lesson in pocket.lessons_of(trap, random.Random(SEED)):
     for message in lesson:
         text = message["content"][-1]["text"]
-        print(f"{message['role']:>9}: {text}")
+        print_wrapped(f"{message['role']:>9}: {text}")
 
 # %% [markdown]
 # Now a short training, live, in the world as it is, from the same code. **Predict**: what is learned
@@ -166,7 +167,7 @@ _ = axis.legend()
 # %%
 fresh = world.sample_scenes(8, "trap", seed=SEED)
 for scene, said in list(zip(fresh, pocket.captions(model, processor, fresh), strict=True))[:3]:
-    print(f"truth: {world.describe(scene)}\n says: {said}\n")
+    print_wrapped(f"truth: {world.describe(scene)}\n says: {said}\n")
 
 # %% [markdown]
 # Compare each pair of lines. The habit is there already: the context calls up its associate. Why

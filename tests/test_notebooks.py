@@ -1,5 +1,6 @@
 """Every notebook is what its lesson says, fit to publish, in the course's rhythm, and runs."""
 
+import json
 import re
 
 import nbformat
@@ -12,6 +13,7 @@ from tests.standin import CARD, rlaifv_shards, smolvlm
 from tests.test_hub_pope import pope_files
 from tests.test_probing import amber_files
 from tools.build_notebooks import (
+    COVER_BYTES,
     LESSONS,
     NOTEBOOKS,
     ROOT,
@@ -20,10 +22,11 @@ from tools.build_notebooks import (
     build,
     execute,
     find_lessons,
-    tags,
+    with_cover,
+    with_outputs,
 )
-from tools.outputs import output_faults
-from tools.run_course import stated_minutes
+from tools.outputs import output_faults, tags
+from tools.pages import entry, stated_minutes
 
 try:
     LESSON_FILES = find_lessons()
@@ -32,6 +35,7 @@ except LessonError:  # test_there_is_a_notebook_for_every_lesson says so
 
 REBUILD = "run `make notebooks` (or python -m tools.build_notebooks --only {})"
 CODE_LINES = 20
+COLUMNS = 100  # JupyterLab breaks a longer printed line wherever its window ends
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COLAB = re.compile(r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w.-]+/(.+)")
 
@@ -67,9 +71,10 @@ def test_there_is_a_notebook_for_every_lesson():
 
 def test_source_is_that_of_the_lesson(lesson, notebook):
     def source(nb):
-        return [(cell.id, cell.cell_type, cell.source, tags(cell)) for cell in nb.cells]
+        return [(cell.id, cell.cell_type, cell.source, cell.metadata) for cell in nb.cells]
 
-    built = build(lesson)
+    drawn = {cell.id: cell.outputs for cell in code_cells(notebook)}
+    built = with_cover(with_outputs(build(lesson), drawn))
     assert source(notebook) == source(built), REBUILD.format(lesson.stem)
     assert notebook.metadata == built.metadata, REBUILD.format(lesson.stem)
 
@@ -83,28 +88,58 @@ def test_outputs_are_fit_to_publish(notebook):
     assert output_faults(notebook) == []
 
 
-def test_one_title_and_a_badge_to_itself(lesson, notebook):
+def test_printed_lines_are_not_cut_within_words(notebook):
+    printed = [o.text for cell in code_cells(notebook) for o in cell.outputs if "text" in o]
+    long = [line for line in "\n".join(printed).split("\n") if len(line) > COLUMNS]
+    assert not long, f"use print_wrapped, or print less: {long}"
+
+
+def test_the_first_screen_is_title_question_and_picture(lesson, notebook):
     assert len(re.findall(r"^# ", prose(notebook), flags=re.MULTILINE)) == 1
-    assert notebook.cells[0].source.endswith(f"/notebooks/{lesson.stem}.ipynb)")
+    title, link, setup, parameters, *_ = notebook.cells
+    assert title.source.startswith("# ") and entry(lesson.stem, notebook).question
+    assert title.source.endswith("](attachment:cover.png)")
+    assert len(title.attachments["cover.png"]["image/png"]) <= 4 / 3 * COVER_BYTES + 4  # base64
+    assert link.source.endswith(f"/notebooks/{lesson.stem}.ipynb)") and "![" not in link.source
+    assert setup.metadata.jupyter.source_hidden and setup.source.startswith("# @title ")
+    assert "parameters" in tags(parameters)
 
 
 def test_links_lead_somewhere(notebook):
     for target in LINK.findall(prose(notebook)):
         if colab := COLAB.fullmatch(target):
             assert (ROOT / colab[1]).exists(), f"a badge to no notebook: {target}"
-        elif not re.match(r"https?:|#|mailto:|data:", target):
+        elif not re.match(r"https?:|#|mailto:|data:|attachment:", target):
             path = NOTEBOOKS / target.split("#")[0]
             assert path.exists(), f"a link to no file: {target}"
 
 
 def test_tagged_cells(notebook):
-    for tag in ("parameters", "setup", "key-figure"):
+    for tag in ("parameters", "setup", "key-figure", "cover"):
         tagged = [cell for cell in notebook.cells if tag in tags(cell)]
         assert [cell.cell_type for cell in tagged] == ["code"], f"tag one code cell `{tag}`"
 
 
 def test_time_is_stated_for_the_pocket_track(notebook):
     assert stated_minutes(notebook, "pocket"), 'state it, such as "pocket: about 2 minutes"'
+
+
+def test_the_stated_minutes_are_the_measured_ones():
+    """Together those of the recorded run of the whole course; README says the same of each."""
+    stated = {path.stem: stated_minutes(build(path), "pocket") for path in find_lessons()}
+    rows = json.loads((ROOT / "benchmarks/results/bench.json").read_text(encoding="utf-8"))["rows"]
+    (course,) = (row for row in rows if row["name"] == "course")
+    measured = course["rounds"][-1]["make course"]["wall"] / 60
+    assert sum(stated.values()) == pytest.approx(measured, rel=0.15)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| \[[^\n]*/(\w+)\.ipynb\) \|[^|\n]*\| ([\d.]+) (min|s) \|", readme, re.M)
+    assert {name: float(n) / (60 if unit == "s" else 1) for name, n, unit in told} == stated
+
+
+def test_lesson_00_leads_to_all_others():
+    first, *others = (path.stem for path in find_lessons())
+    text = (LESSONS / f"{first}.py").read_text(encoding="utf-8")
+    assert re.findall(r"^# \| \[.*\]\((\w+)\.ipynb\) \|", text, re.MULTILINE) == others
 
 
 def test_code_cells_are_short(notebook):

@@ -462,7 +462,7 @@ def test_a_fork_changes_one_line(tmp_path, monkeypatch):
     assert "/ada/my-fork/blob/" in page.read_text(encoding="utf-8")
     lesson = tmp_path / "01_lone.py"
     lesson.write_text(LESSON)
-    badge, _, setup, *_ = build(lesson).cells
+    _, badge, setup, *_ = build(lesson).cells
     for text in (badge.source, setup.source, page.read_text(encoding="utf-8")):
         assert old["repository"] not in text
     assert "https://github.com/ada/my-fork" in setup.source

@@ -1,26 +1,43 @@
 """The course's machinery on tiny lessons: what it builds and shows, and what an unfit one gets."""
 
+import base64
 import errno
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from random import Random
 
 import nbformat
 import pytest
 from nbformat.v4 import new_output
+from PIL import Image
 
+from helpers.printing import print_wrapped
 from tools import build_notebooks, run_course
-from tools.build_notebooks import LessonError, build, build_one, find_lessons
+from tools.build_notebooks import (
+    COVER_BYTES,
+    LessonError,
+    build,
+    build_one,
+    find_lessons,
+    small_png,
+    with_cover,
+)
 from tools.outputs import machine_path, output_faults, tidy
+from tools.pages import Entry, entry, key_figure, stated_minutes, write_index, write_page
 from tools.progress import minutes_left
-from tools.run_course import key_figure, stated_minutes
 
 GOOD = """\
 # %% [markdown]
 # # A lesson
+#
+# **The question:** does it
+# run?
+#
 # pocket (2 cores): about 30 seconds. t4: not measured.
 
 # %% tags=["parameters"]
@@ -76,17 +93,57 @@ def notebook_showing(*outputs):
 # Building
 
 
-def test_build_adds_badge_and_setup_around_the_title(built):
-    badge, title, setup, parameters, *_ = built(GOOD).cells
-    assert badge.source.endswith("/notebooks/01_fake.ipynb)")
+def test_build_puts_link_and_folded_setup_after_the_title(built):
+    title, link, setup, parameters, *_ = built(GOOD).cells
     assert title.source.startswith("# A lesson")
-    assert setup.metadata.tags == ["setup"] and len(setup.source.splitlines()) <= 25
-    assert parameters.metadata.tags == ["parameters"]
+    assert link.source.startswith("[Open in Colab](") and link.source.endswith("/01_fake.ipynb)")
+    assert setup.metadata.tags == ["setup", "hide-input"] and setup.metadata.cellView == "form"
+    assert setup.metadata.jupyter.source_hidden and setup.source.startswith("# @title Setup")
+    assert len(setup.source.splitlines()) <= 25
+    assert parameters.metadata == {"tags": ["parameters"]}
+
+
+def noise(width, height):
+    """A picture that hardly compresses, as base64."""
+    file = io.BytesIO()
+    size = (width, height)
+    Image.frombytes("RGB", size, Random(0).randbytes(3 * width * height)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def drawn(built, *outputs):
+    """The built notebook of a lesson with a cover, with outputs of that cell."""
+    text = GOOD.replace("# %%\nimport", '# %% tags=["cover"] alt="A dot."\nimport')
+    notebook = built(text)
+    next(c for c in notebook.cells if "cover" in c.metadata.get("tags", [])).outputs = list(outputs)
+    return notebook
+
+
+def test_the_first_picture_of_the_cover_cell_is_attached_to_the_title(built):
+    pictures = [new_output("display_data", data={"image/png": noise(n, n)}) for n in (8, 9)]
+    notebook = with_cover(drawn(built, stream("text"), *pictures))
+    title = notebook.cells[0]
+    assert title.source.endswith("\n\n![A dot.](attachment:cover.png)")
+    attached = base64.b64decode(title.attachments["cover.png"]["image/png"])
+    assert Image.open(io.BytesIO(attached)).size == (8, 8)
+    nbformat.validate(notebook)
+
+
+def test_a_cover_that_was_never_drawn_changes_nothing(built):
+    title = with_cover(drawn(built)).cells[0]
+    assert title.source.endswith("not measured.") and "attachments" not in title
+
+
+def test_a_large_cover_has_fewer_colours():
+    data = base64.b64decode(small_png(noise(340, 340)))
+    assert len(data) <= COVER_BYTES and Image.open(io.BytesIO(data)).size == (340, 340)
 
 
 def test_build_is_deterministic_and_an_edit_renames_one_cell(built, lessons):
     folder = lessons(GOOD, GOOD, GOOD.replace("Run it.", "Run it now."))
-    first, same, edited = ([c.id for c in build(path).cells[1:]] for path in find_lessons(folder))
+    built = (build(path).cells for path in find_lessons(folder))
+    # The second cell is the link, which names the lesson.
+    first, same, edited = ([c.id for c in (cells[0], *cells[2:])] for cells in built)
     assert first == same
     assert sum(one != other for one, other in zip(first, edited, strict=True)) == 1
     assert len(set(first)) == len(first)
@@ -101,6 +158,7 @@ def test_build_is_deterministic_and_an_edit_renames_one_cell(built, lessons):
         (GOOD.replace("# # A lesson", "# A lesson"), "open with the '# ' title"),
         (GOOD + '\n# %% tags=["setup"]\n1\n', "leave out the cell tagged `setup`"),
         (GOOD + '\n# %% tags=["raises-exception"]\n1\n', "catch and print"),
+        (GOOD + '\n# %% tags=["cover"]\n1\n', "say what the cell tagged `cover` shows"),
         ("", "open with the '# ' title"),
     ],
 )
@@ -260,6 +318,80 @@ def test_stated_minutes_of_a_line(text, minutes):
     assert stated_minutes(nbformat.v4.new_notebook(cells=[cell]), "pocket") == minutes
 
 
+# Pages
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Writes markdown cells as a page and reads it back."""
+
+    def write(*cells, pages=()):
+        cells = [nbformat.v4.new_markdown_cell(c) if isinstance(c, str) else c for c in cells]
+        write_page(nbformat.v4.new_notebook(cells=cells), tmp_path / "page.html", pages)
+        return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+    return write
+
+
+def test_a_page_loads_nothing(page, built):
+    picture = new_output("display_data", data={"image/png": noise(8, 8)})
+    html = page(*with_cover(drawn(built, picture, stream("text"))).cells)
+    loaded = re.findall(r"""(?:src=|url\(|@import|<link)["' ]*(?!["' ]*data:)(.{0,40})""", html)
+    assert loaded == [] and "<script" not in html
+    assert html.count('src="data:image/png') == 2  # the cover is there without an attachment
+
+
+def test_formulas_are_mathml_and_other_dollars_stay(page):
+    html = page(r"With $\binom{n}{k}$ and $$a < b$$ it costs \$5 and `$x$`.")
+    assert html.count("<math") == 2 and "<mfrac" in html and '<math display="block"' in html
+    assert "$5" in html and "<code>$x$</code>" in html and "binom" not in html
+
+
+def test_formulas_of_the_lessons_are_understood(page):
+    for lesson in find_lessons():
+        prose = [cell.source for cell in build(lesson).cells if cell.cell_type == "markdown"]
+        formulas = re.findall(r"<math.*?</math>", page(*prose), re.DOTALL)
+        # What latex2mathml does not know, it leaves as it is.
+        assert not [one for one in formulas if re.search(r"\\|&amp;", one)], lesson.name
+
+
+def test_links_lead_to_pages_that_are_there(page):
+    html = page(
+        "[Next](02_b.ipynb), [late](03_c.ipynb#end), [out](https://a.org/x.ipynb)", pages=["02_b"]
+    )
+    assert 'href="02_b.html"' in html and 'href="https://a.org/x.ipynb"' in html
+    assert "03_c" not in html and "late" in html
+
+
+def test_a_folded_cell_is_folded_in_its_page(page, built):
+    html = page(*built(GOOD).cells)
+    folded = re.findall(r"<details>.*?</details>", html, re.DOTALL)
+    assert len(folded) == 1 and "make_ready" in folded[0]
+    assert "Setup: find the course" in re.search("<summary.*?</summary>", html, re.DOTALL)[0]
+
+
+def test_the_index_has_a_row_for_each_lesson(built, tmp_path):
+    entries = [entry("01_fake", built(GOOD)), Entry("02_b", "B", "x*y*z?", 2.04, "a | b, <3")]
+    write_index(entries, tmp_path / "index.html")
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert re.search('href="01_fake.html">A lesson</a>.*does it run?.*>0.5<', html, re.DOTALL)
+    assert re.search('href="02_b.html".*x\\*y\\*z.*>2.0<.*a | b, &lt;3', html, re.DOTALL)
+
+
+def test_a_key_figure_of_several_lines_is_one(built):
+    notebook = built(GOOD)
+    notebook.cells[-1].outputs = [stream("margin 0.25\n    on pocket\n", "stdout")]
+    assert key_figure(notebook) == "margin 0.25 on pocket"
+
+
+def test_printed_lines_break_between_words(capsys):
+    print_wrapped("  rejected:", "word " * 30 + "\nshort  line\n")
+    first, *others, short, empty, end = capsys.readouterr().out.split("\n")
+    assert all(len(line) <= 96 for line in (first, *others)) and first.endswith("word")
+    assert others and all(line.startswith("      word") for line in others)
+    assert (short, empty, end) == ("short  line", "", "")
+
+
 def test_time_left_starts_as_stated_and_follows_the_pace():
     stated = {"a": 1.0, "b": 2.0, "c": 3.0}
     assert minutes_left(stated, {}, "a", 0.0) == 6.0
@@ -272,8 +404,10 @@ def test_course_runs_and_reports(lessons, tmp_path, capsys):
     folder = lessons(GOOD)
     run_course.main(["--quick", "--seed", "7", "--output", str(tmp_path / "out")], lessons=folder)
     report = capsys.readouterr().out
-    assert re.search(r"01_fake +0\.\d  margin 0.25 on pocket, seed 7, quick True", report)
-    assert str(tmp_path / "out" / "01_fake.html") in report
+    assert re.search(r"01_fake +0\.\d\n    margin 0.25 on pocket, seed 7, quick True\n", report)
+    assert "All passed: 1 of 1 lessons" in report and "make lab" in report
+    assert str(tmp_path / "out" / "index.html") in report
+    assert 'href="01_fake.html"' in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     page = (tmp_path / "out" / "01_fake.html").read_text(encoding="utf-8")
     assert "margin 0.25" in page and "<title>01_fake</title>" in page
     executed = nbformat.read(tmp_path / "out" / "01_fake.ipynb", as_version=4)
@@ -289,6 +423,35 @@ def test_course_stops_at_the_first_failing_cell(lessons, tmp_path):
     assert "import helpers.world" in message and "ZeroDivisionError: division by zero" in message
     assert (tmp_path / "out" / "01_fake.ipynb").exists()
     assert not (tmp_path / "out" / "02_fake.ipynb").exists()
+
+
+def test_the_closing_table_fits_a_terminal(tmp_path):
+    long = Entry("07_make_preferences", "", "", 61.25, "figure " * 30)
+    lines = run_course.table([long] * 2, build_notebooks.ROOT / "runs" / "course").splitlines()
+    assert max(map(len, lines)) <= 80 and sum(line.count("figure") for line in lines) == 60
+
+
+def test_a_second_course_does_not_write_over_the_first(lessons, tmp_path):
+    folder, out = lessons(GOOD), tmp_path / "out"
+    with run_course.claim(out), pytest.raises(SystemExit, match="Another course is running .*wait"):
+        run_course.main(["--output", str(out)], lessons=folder)
+    script = (
+        "import pathlib, sys; from tools.run_course import claim; "
+        "lock = claim(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=build_notebooks.ROOT,
+    )
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(run_course.Stopped):
+        run_course.claim(out)
+    holder.kill()
+    holder.communicate()
+    with run_course.claim(out):
+        pass  # nothing stale is left
 
 
 def test_unwritable_output_is_one_sentence(lessons, tmp_path):

@@ -5,14 +5,17 @@
     python -m tools.build_notebooks --no-execute    # new text; outputs stay where the source did
 
 A lesson is a Python file in jupytext's percent format, lessons/NN_name.py. Its first cell is
-markdown and opens with the title, one code cell is tagged `parameters`. The notebook adds two
-generated cells: the badge that opens it in Colab, and, after the title, the setup cell. Both, and
-the badges in README.md, lead to the repository and release named in pyproject.toml, [tool.course].
+markdown and opens with the title, one code cell is tagged `parameters`. After the title the
+notebook has two generated cells: the link that opens it in Colab, and the setup cell, folded. Both,
+and the badges in README.md, lead to the repository and release named in pyproject.toml,
+[tool.course]. The first picture of the cell tagged `cover` is put into the title cell, too.
 """
 
 import argparse
 import ast
+import base64
 import hashlib
+import io
 import os
 import re
 import sys
@@ -26,8 +29,9 @@ import jupytext
 import nbformat
 import papermill
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
-from tools.outputs import output_faults, tidy
+from tools.outputs import output_faults, tags, tidy
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS, NOTEBOOKS = ROOT / "lessons", ROOT / "notebooks"
@@ -44,10 +48,19 @@ METADATA = {
 QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
 
 COLAB = "https://colab.research.google.com/github/{repository}/blob/{branch}/notebooks/{stem}.ipynb"
-BADGE = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({COLAB})"
+OPEN_IN_COLAB = f"[Open in Colab]({COLAB})"  # as text: a badge's picture is broken offline
 BADGE_ADDRESS = re.compile(
     r"https://colab\.research\.google\.com/github/[^\s)]*/notebooks/(\w+)\.ipynb"
 )
+SETUP_TITLE = "# @title Setup: find the course, or fetch it (run this first)\n"
+# Folded in JupyterLab, in Colab (which shows the title line) and in MyST.
+FOLDED = {
+    "tags": ["setup", "hide-input"],
+    "jupyter": {"source_hidden": True},
+    "cellView": "form",
+}
+CELL_METADATA = ("tags", "alt", "jupyter", "cellView")  # what is kept of a lesson's cells
+COVER_BYTES = 80_000
 SETUP = """\
 # Find the course, so that `import helpers` works. On Colab and Kaggle, fetch it first and install
 # what is missing. The rest is in helpers/runtime.py.
@@ -90,20 +103,16 @@ def is_called(lesson, name):
     return name in (lesson.stem, lesson.stem.split("_")[0])
 
 
-def tags(cell):
-    return cell.metadata.get("tags", [])
-
-
 def build(lesson):
     """The notebook of one lesson, not yet executed. Raises LessonError if the lesson is unfit."""
     cells = jupytext.reads(lesson.read_text(encoding="utf-8"), fmt="py:percent").cells
     require_lesson(cells, lesson.name)
     settings = course_settings()
-    badge = new_markdown_cell(BADGE.format(stem=lesson.stem, **settings))
-    setup = new_code_cell(SETUP.format(**settings), metadata={"tags": ["setup"]})
-    cells = [badge, cells[0], setup, *cells[1:]]
+    link = new_markdown_cell(OPEN_IN_COLAB.format(stem=lesson.stem, **settings))
+    setup = new_code_cell(SETUP_TITLE + SETUP.format(**settings), metadata=FOLDED)
+    cells = [cells[0], link, setup, *cells[1:]]
     for cell, name in zip(cells, cell_ids(cells), strict=True):
-        cell.metadata = {"tags": tags(cell)} if tags(cell) else {}
+        cell.metadata = {key: cell.metadata[key] for key in CELL_METADATA if key in cell.metadata}
         cell.id = name
     return new_notebook(cells=cells, metadata=METADATA)
 
@@ -123,6 +132,8 @@ def require_lesson(cells, name):
     if missing:
         first = sorted(missing)[0]
         raise LessonError(f"{name}: give {first} a line in the parameters cell: {first} = ...")
+    if any("cover" in tags(cell) and "alt" not in cell.metadata for cell in cells):
+        raise LessonError(f'{name}: say what the cell tagged `cover` shows, alt="A plot of ...".')
     if tagged["setup"]:
         raise LessonError(f"{name}: leave out the cell tagged `setup`; the build adds it.")
     if tagged["raises-exception"]:
@@ -219,6 +230,38 @@ def with_outputs(notebook, outputs):
     return notebook
 
 
+def with_cover(notebook):
+    """Attach the first picture of the cell tagged `cover` to the title cell.
+
+    There it is seen before anything has run, without a network, and on Colab. A notebook whose
+    cover was never drawn stays as it is.
+    """
+    covers = [cell for cell in notebook.cells if "cover" in tags(cell)]
+    data = [(cell, output.get("data", {})) for cell in covers for output in cell.outputs]
+    drawn = [
+        (cell.metadata["alt"], kinds["image/png"]) for cell, kinds in data if "image/png" in kinds
+    ]
+    if drawn:
+        alt, picture = drawn[0]
+        notebook.cells[0].source += f"\n\n![{alt}](attachment:cover.png)"
+        notebook.cells[0].attachments = {"cover.png": {"image/png": small_png(picture)}}
+    return notebook
+
+
+def small_png(picture):
+    """A PNG in base64 with as many colours as COVER_BYTES allow."""
+    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    for colours in (256, 128, 64, 32):
+        # The octree keeps rare colours, such as those of a thing in a drawing; without dithering
+        # the noise of a drawing stays compressible.
+        few = image.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        file = io.BytesIO()
+        few.save(file, "PNG", optimize=True)
+        if file.tell() <= COVER_BYTES:
+            break
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
 def build_one(lesson, folder, run=True):
     """Write the notebook of a lesson. With run=False, keep the outputs of unchanged cells."""
     notebook, path = build(lesson), folder / f"{lesson.stem}.ipynb"
@@ -231,6 +274,7 @@ def build_one(lesson, folder, run=True):
         notebook = with_outputs(
             notebook, {c.id: c.outputs for c in old if c.get("execution_count")}
         )
+    notebook = with_cover(notebook)
     if faults := output_faults(notebook):
         raise LessonError(f"{lesson.name}, {faults[0]}")
     nbformat.write(notebook, path)

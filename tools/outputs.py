@@ -17,6 +17,10 @@ MACHINE_PATHS = re.compile(
 )
 
 
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
 def tidy(outputs):
     """Join pieces of a stream, show what carriage returns left standing, drop progress bars, and
     of a widget that is written in HTML, too, keep that."""

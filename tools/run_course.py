@@ -4,23 +4,22 @@
     python -m tools.run_course --quick --only 03    # one lesson, in small
     python -m tools.run_course --track auto         # on whatever this machine has
 
-The notebooks are built from lessons/ on the way. runs/course gets each executed notebook and an
-HTML page of it. A lesson states its minutes on each track in its prose; a code cell tagged
-`key-figure` prints the one line that the closing table shows for it.
+The notebooks are built from lessons/ on the way. runs/course gets each executed notebook, an HTML
+page of it, and index.html, which leads to all pages. A lesson states its minutes on each track in
+its first cell; a code cell tagged `key-figure` prints what the closing table shows of it.
 """
 
 import argparse
 import errno
-import re
 import sys
-from dataclasses import dataclass
+import textwrap
 from pathlib import Path
 
 import papermill
+from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
 
-from helpers.tracks import TRACKS, TrackError, choose
+from helpers.tracks import TrackError, choose
 from tools.build_notebooks import (
     LESSONS,
     ROOT,
@@ -30,55 +29,31 @@ from tools.build_notebooks import (
     find_lessons,
     keep_outputs,
     pocket_environment,
-    tags,
+    with_cover,
 )
+from tools.pages import entry, stated_minutes, write_index, write_page
 from tools.progress import Progress
 
 UNSTATED_MINUTES = 1.0  # assumed where a lesson states no time for a track
+COLUMNS, INDENT = 80, "    "  # of the closing table
 
 
 class Stopped(Exception):
     """The course could not go on; the message says where, why and what to do."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """One lesson that ran through."""
+def claim(folder):
+    """Make the output folder and lock it, so that a fault shows before an hour is gone.
 
-    lesson: str
-    minutes: float
-    key_figure: str
-    notebook: Path
-    page: Path
-
-
-def stated_minutes(notebook, track):
-    """The minutes that a lesson's prose states for a track, or None.
-
-    Read from a line such as "pocket (2 CPU cores): about 3 minutes", also in a table; the text up
-    to the name of the next track counts.
+    Returns the lock, a context. It ends with this process, however that ends.
     """
-    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    others = "|".join(TRACKS)
-    time_of_track = rf"\b{track}\b(?:(?!\b(?:{others})\b).)*?(\d+(?:\.\d+)?)\s*(min|s)"
-    found = re.search(time_of_track + r"(?:utes?|ec|econds?)?\b", prose, re.IGNORECASE)
-    return found and float(found[1]) / (60 if found[2].lower() == "s" else 1)
-
-
-def key_figure(notebook):
-    """The last line printed by the cell tagged `key-figure`, or "" where there is none."""
-    cells = [cell for cell in notebook.cells if "key-figure" in tags(cell)]
-    printed = [o.text for cell in cells for o in cell.outputs if o.get("name") == "stdout"]
-    lines = "".join(printed).strip().splitlines()
-    return lines[-1].strip() if lines else ""
-
-
-def prepare(folder):
-    """Make the output folder and write to it once, so that a fault shows before an hour is gone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").write_text("")
-        (folder / ".writable").unlink()
+        return FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise Stopped(
+            f"Another course is running and writes to {shown(folder)}: wait until it has ended."
+        ) from None
     except OSError as error:
         raise Stopped(
             f"Cannot write to {folder} ({error.strerror}): name another folder with --output."
@@ -115,22 +90,17 @@ def run_lesson(notebook, output, parameters, progress):
         ) from None
 
 
-def write_page(notebook, executed, path):
-    """One HTML page that needs no other file, from the tidied outputs."""
-    page = keep_outputs(notebook, executed)
-    names = {"metadata": {"name": path.stem}}
-    html, _ = HTMLExporter(embed_images=True).from_notebook_node(page, resources=names)
-    path.write_text(html, encoding="utf-8")
-
-
 def run_course(notebooks, folder, parameters, progress):
-    """Run built notebooks, a dict by lesson name, in turn; yield a Result for each."""
+    """Run built notebooks, a dict by lesson name, in turn; return an Entry for each."""
+    entries = []
     for name, notebook in notebooks.items():
-        output, page = folder / f"{name}.ipynb", folder / f"{name}.html"
         with progress.lesson(name, len(notebook.cells)):
-            executed = run_lesson(notebook, output, parameters, progress)
-            write_page(notebook, executed, page)
-        yield Result(name, progress.minutes[name], key_figure(executed), output, page)
+            executed = run_lesson(notebook, folder / f"{name}.ipynb", parameters, progress)
+            page = with_cover(keep_outputs(notebook, executed))
+            write_page(page, folder / f"{name}.html", notebooks)
+        entries.append(entry(name, page, progress.minutes[name]))
+        write_index(entries, folder / "index.html")  # after each: a later one may fail
+    return entries
 
 
 def shown(path):
@@ -138,13 +108,19 @@ def shown(path):
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def table(results):
-    """The closing report: lesson, minutes and key figure, then where everything lies."""
-    width = max(len(result.lesson) for result in results)
-    rows = [f"{'lesson':{width}}  minutes  key figure"]
-    rows += [f"{r.lesson:{width}}  {r.minutes:7.1f}  {r.key_figure or '-'}" for r in results]
-    rows += [f"{'total':{width}}  {sum(r.minutes for r in results):7.1f}", "", "notebook, page:"]
-    rows += [f"{shown(r.notebook)}  {shown(r.page)}" for r in results]
+def table(entries, folder):
+    """The closing report: lesson, minutes and key figure, where all lies, and what comes next."""
+    width = max(len(one.name) for one in entries)
+    rows = [f"{'lesson':{width}}  minutes"]
+    for one in entries:
+        rows.append(f"{one.name:{width}}  {one.minutes:7.1f}")
+        rows += textwrap.wrap(
+            one.key_figure, COLUMNS, initial_indent=INDENT, subsequent_indent=INDENT
+        )
+    rows += [f"{'total':{width}}  {sum(one.minutes for one in entries):7.1f}", ""]
+    rows += [f"All passed: {len(entries)} of {len(entries)} lessons."]
+    rows += [f"Read them: {shown(folder / 'index.html')} (the notebooks lie beside the pages)"]
+    rows += ["Work through them: make lab"]
     return "\n".join(rows)
 
 
@@ -153,14 +129,17 @@ def announce(notebooks, track):
     stated = {name: stated_minutes(notebook, track) for name, notebook in notebooks.items()}
     silent = [name for name, minutes in stated.items() if minutes is None]
     if silent:
-        print(f"No time stated for {track}, counted as 1 minute each: {', '.join(silent)}.")
+        say(f"No time stated for {track}, counted as 1 minute each: {', '.join(silent)}.")
     stated = {name: minutes or UNSTATED_MINUTES for name, minutes in stated.items()}
-    print(
+    say(
         f"{len(stated)} lesson(s) on the {track} track, about {sum(stated.values()):.0f} min. Time "
-        "left is from the minutes the lessons state, corrected by this machine's pace so far.",
-        flush=True,
+        "left is from the minutes the lessons state, corrected by this machine's pace so far."
     )
     return stated
+
+
+def say(text):
+    print(textwrap.fill(text, COLUMNS), flush=True)
 
 
 def parse(arguments):
@@ -180,19 +159,19 @@ def main(arguments=None, lessons=LESSONS):
         track = choose(options.track).name
         if track == "pocket":
             pocket_environment()
-        prepare(folder)
-        notebooks = {path.stem: build(path) for path in find_lessons(lessons, options.only)}
-        parameters = {"TRACK": track, "QUICK": options.quick}
-        if options.seed is not None:
-            parameters["SEED"] = options.seed
-        progress = Progress(announce(notebooks, track))
-        results = list(run_course(notebooks, folder, parameters, progress))
+        with claim(folder):
+            notebooks = {path.stem: build(path) for path in find_lessons(lessons, options.only)}
+            parameters = {"TRACK": track, "QUICK": options.quick}
+            if options.seed is not None:
+                parameters["SEED"] = options.seed
+            progress = Progress(announce(notebooks, track))
+            entries = run_course(notebooks, folder, parameters, progress)
     except (LessonError, Stopped, TrackError) as error:
         sys.exit(f"Stopped: {error}")
     except KeyboardInterrupt:
         place = f" in {progress.where}" if progress else ""
         sys.exit(f"Interrupted{place}. What ran so far is in {shown(folder)}.")
-    print(table(results))
+    print(table(entries, folder))
 
 
 if __name__ == "__main__":

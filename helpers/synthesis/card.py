@@ -34,14 +34,13 @@ class Step:
 
 
 def funnel_table(steps):
-    """A Markdown table, one line for each stage; readable as it is."""
-    head = ("stage", "of", "in", "out", "dropped")
-    lines = [
-        (s.stage, s.unit, f"{s.entered:,}", f"{s.left:,}",
-         ", ".join(f"{count:,} {reason}" for reason, count in s.dropped.items() if count))
-        for s in steps
-    ]  # fmt: skip
-    return _table(head, lines)
+    """A Markdown table, a line for each stage and for each further reason; readable as it is."""
+    lines = []
+    for step in steps:
+        reasons = [f"{count:,} {reason}" for reason, count in step.dropped.items() if count] or [""]
+        lines.append((step.stage, step.unit, f"{step.entered:,}", f"{step.left:,}", reasons[0]))
+        lines += [("", "", "", "", reason) for reason in reasons[1:]]
+    return _table(("stage", "of", "in", "out", "dropped"), lines)
 
 
 def write_results(folder, pairs, identity, steps, errors):

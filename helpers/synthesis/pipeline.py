@@ -23,6 +23,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from tqdm.auto import tqdm
 
+from helpers.printing import print_wrapped
 from helpers.soundness import check_pairs
 from helpers.stored import RAW_COLUMNS
 from helpers.synthesis.calling import Task, Work, call_stage, read_picture, read_score, read_text
@@ -64,7 +65,7 @@ def run(prompts, parts, settings, folder, reuse=None):
     columns = {name: [row[name] for row in rows] for name in RAW_COLUMNS}
     pairs = Dataset.from_dict(columns, features=FEATURES)
     write_results(folder, pairs, identity, steps, making.errors)
-    print(funnel_table(steps), length_of(pairs), sep="\n\n")
+    print_wrapped(f"{funnel_table(steps)}\n\n{length_of(pairs)}")
     if not rows:
         raise SynthesisError(
             f"no pair is left of {len(prompts)} prompts; the table above, also in {folder}, says "
