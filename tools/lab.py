@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import nbformat
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS, WORK = ROOT / "notebooks", ROOT / "work"
 FIRST = "00_start_here.ipynb"
@@ -116,15 +118,10 @@ def make_pages(notebooks: Path = NOTEBOOKS, pages: Path = WORK / "pages") -> Non
     if outdated:
         print(f"Writing the pages of {len(outdated)} executed lessons, once ...", flush=True)
     for lesson, page in outdated:
-        write_page(lesson, page)
+        from tools.pages import page_of  # two seconds, which most starts can do without
 
-
-def write_page(notebook: Path, page: Path) -> None:
-    """One HTML page of an executed notebook."""
-    from nbconvert import HTMLExporter  # a second, which most starts can do without
-
-    html, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
-    write_whole(page, html)
+        names = [path.stem for path in notebooks.glob("*.ipynb")]
+        write_whole(page, page_of(nbformat.read(lesson, as_version=4), lesson.stem, names))
 
 
 def prepare(notebooks: Path = NOTEBOOKS, work: Path = WORK) -> None:

@@ -123,11 +123,15 @@ class PageExporter(HTMLExporter):
         return MarkdownWithMath(PageRenderer(self.pages, attachments=attachments)).render(source)
 
 
+def page_of(notebook, name, pages):
+    """The HTML page of a notebook. `pages`: names of the notebooks with a page in its folder."""
+    names = {"metadata": {"name": name}}
+    return PageExporter(frozenset(pages)).from_notebook_node(notebook, resources=names)[0]
+
+
 def write_page(notebook, path, pages):
-    """Write one HTML page. `pages`: names of the notebooks that have a page in the same folder."""
-    names = {"metadata": {"name": path.stem}}
-    html, _ = PageExporter(frozenset(pages)).from_notebook_node(notebook, resources=names)
-    path.write_text(html, encoding="utf-8")
+    """Write the page of a notebook; `pages` as for `page_of`."""
+    path.write_text(page_of(notebook, path.stem, pages), encoding="utf-8")
 
 
 def write_index(entries, path):
