@@ -47,7 +47,7 @@ environment:
 	  sound && $(BIN)/python -m ensurepip >/dev/null || fault='it has no pip'; \
 	fi; \
 	if test "$$fault"; then \
-	  $(PYTHON) -c '$(NEW_ENOUGH)' || exit; \
+	  "$(PYTHON)" -c '$(NEW_ENOUGH)' || exit; \
 	  if test "$$fault" != missing; then \
 	    if ! test -f .venv/pyvenv.cfg || ! test -w .venv/pyvenv.cfg; then \
 	      echo ".venv cannot be used: $$fault. Move it away: make does not remove what is another user's, or was not made by python -m venv." >&2; exit 1; \
@@ -55,7 +55,7 @@ environment:
 	    echo "The environment in .venv is broken: $$fault. It is made again."; \
 	    rm -rf .venv || exit; \
 	  fi; \
-	  $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }; \
+	  "$(PYTHON)" -m venv .venv || { rm -rf .venv; exit 1; }; \
 	elif test -f .venv/installed && ! sound; then \
 	  echo "Packages are missing in .venv. They are installed again."; \
 	fi; \
