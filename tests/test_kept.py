@@ -75,7 +75,9 @@ class Bar:
         self.n += count
 
 
-def test_log_probs_and_odds_are_kept_to_the_last_digit(untrained, processor, images, tmp_path, monkeypatch):
+def test_log_probs_and_odds_are_kept_to_the_last_digit(
+    untrained, processor, images, tmp_path, monkeypatch
+):
     given = images, ASKED, GIVEN
     logps = kept_logps(untrained, processor, *given, tmp_path)
     odds = kept_log_odds(untrained, processor, images, ASKED, tmp_path)
