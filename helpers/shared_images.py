@@ -37,7 +37,10 @@ logger = logging.get_logger(__name__)
 
 
 class SharedImageDPOTrainer(DPOTrainer):
-    """A DPOTrainer with the same arguments, losses, metrics and gradients.
+    """A DPOTrainer with the same arguments and, to rounding, losses, metrics and gradients.
+
+    On some processors they are the same to the bit, on others a few millionths of the largest
+    gradient apart: processor, batch and number of threads decide in which order sums run.
 
     Where the pictures cannot be shared (something on their path is trained, say) it warns with the
     reason, keeps it in `unshared`, and does what the stock trainer does. It tries the first pairs
@@ -49,7 +52,7 @@ class SharedImageDPOTrainer(DPOTrainer):
     a second run finds it. It is found only for the same weights, pairs and processing.
 
     `share_prompt=True` also reads the prompt that chosen and rejected have in common once, where
-    the model allows it; the numbers are then equal to rounding (helpers.shared_prompt).
+    the model allows it (helpers.shared_prompt).
     """
 
     unshared = None  # why pictures are not shared, in words

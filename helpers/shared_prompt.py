@@ -9,7 +9,7 @@ hidden states are then laid out as the two rows that the trainer expects:
         eye(input_ids=ids, attention_mask=mask, prompt_tokens=lengths, ...).last_hidden_state
 
 For models with plain rotary positions and full attention (SmolVLM, LLaVA). Sums run in another
-order than unpacked, so results are equal to rounding, not to the bit.
+order than unpacked, so results are equal to rounding.
 """
 
 from contextlib import contextmanager

@@ -215,11 +215,13 @@ for tiles in (1, 17):
 # third of the memory (medians of 2 rounds; this and much more is in `benchmarks/results.md`).
 #
 # Faster is worth nothing if it is not the same. So: one batch, both trainers, the same weights.
-# Compare the loss and the gradient of every trained weight.
+# Compare the loss and the gradient of every trained weight. The difference is a share of the largest
+# gradient, because rounding errors grow with the numbers that are added.
 
 
 # %%
 def loss_and_gradients(run):
+    run.model.zero_grad()
     batch = run._prepare_inputs(run.data_collator(list(batch_of_pairs)))
     with run.compute_loss_context_manager():  # the track's precision
         loss = run.compute_loss(run.model.train(), batch)
@@ -228,21 +230,47 @@ def loss_and_gradients(run):
     return loss.item(), {name: weight.grad.cpu() for name, weight in trained.items()}
 
 
-(loss, gradients), (shared_loss, shared_gradients) = map(loss_and_gradients, (stock, shared))
-apart = max((shared_gradients[name] - g).abs().max().item() for name, g in gradients.items())
-print(f"loss {loss:.8f} and {shared_loss:.8f}; largest difference of a gradient: {apart}")
-assert apart == 0 if track.device == "cpu" else apart < 1e-2
+def share_apart(gradients, others):
+    largest = max(g.abs().max() for g in gradients.values())
+    return max(((others[n] - g).abs().max() / largest).item() for n, g in gradients.items())
+
+
+rounding = 1e-4 if track.device == "cpu" else 5e-2  # half precision keeps three digits
+(loss, gradients), (shared_loss, others) = map(loss_and_gradients, (stock, shared))
+apart = share_apart(gradients, others)
+print(f"loss {loss:.7f} and {shared_loss:.7f}; gradients apart by {apart:.1e} of the largest")
+assert apart < rounding
 
 # %% [markdown]
-# The same to the last bit on a CPU. On a GPU the order of sums may differ. When something on the
-# picture's path is trained, sharing would be wrong; then the trainer says so and does what TRL does.
+# The same to rounding. In float32 on a CPU not one bit differs on some machines, and on others the
+# gradients are up to a few millionths of the largest apart: processor, batch size and number of
+# threads decide in which order sums run. In half precision and on a GPU it may be more.
 #
-# Two more things can be saved on request, and are equal only to rounding:
+# How far apart would a *fault* be? Count the answer from one token too late, and compare again.
+
+# %%
+collate = shared.data_collator
+
+
+def one_token_late(examples):
+    batch = collate(examples)
+    return {**batch, "completion_mask": batch["completion_mask"].roll(1, dims=1)}
+
+
+shared.data_collator = one_token_late
+fault = share_apart(gradients, loss_and_gradients(shared)[1])
+print(f"apart by {fault:.0%} of the largest: {fault / rounding:,.0f} times what we allow")
+
+# %% [markdown]
+# When something on the picture's path is trained, sharing would be wrong; then the trainer says so
+# and does what TRL does.
+#
+# Two more things can be saved on request, and are equal to rounding as well:
 # `precompute_ref_log_probs=True` computes the reference once and keeps it on disk, and
 # `share_prompt=True` reads the prompt of chosen and rejected once.
 
 # %%
-stock = shared = trainers = None  # each holds a whole model
+stock = shared = trainers = collate = None  # each holds a whole model
 
 # %% [markdown]
 # ## Train and watch
@@ -277,8 +305,8 @@ for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/a
 # ## Stop, and go on
 #
 # Colab ends sessions when it likes. A checkpoint holds the adapter, the optimiser, the schedule and
-# the order of the data, so a run that goes on should repeat the missing steps exactly. Let us check
-# that rather than believe it: one short run straight through, one that is stopped at step 2.
+# the order of the data, so a run that goes on should repeat the missing steps. Let us check that
+# rather than believe it: one short run straight through, one that is stopped at step 2.
 
 # %%
 short = {"max_steps": 4, "save_steps": 1, "save_total_limit": None}  # None: keep them all
@@ -328,11 +356,12 @@ checkpoints.train(resumed)
 for step, loss in losses(straight).items():
     print(f"step {step:2}: straight {loss:.6f}   resumed {losses(resumed)[step]:.6f}")
 apart = max(abs(losses(resumed)[step] - loss) for step, loss in losses(straight).items())
-assert apart == 0 if track.device == "cpu" else apart < 1e-2
+print(f"largest difference: {apart:.1e}")
+assert apart < (1e-4 if track.device == "cpu" else 1e-2)
 
 # %% [markdown]
-# Equal to the last digit on a CPU. On a GPU, sums may run in another order and the last digits
-# differ; the curve must not. Each of these runs holds a whole model, so let go of them.
+# Equal to rounding; on a CPU with the same number of threads usually to the last digit. Each of
+# these runs holds a whole model, so let go of them.
 
 # %%
 fresh = blind = straight = interrupted = resumed = None

@@ -73,7 +73,8 @@ def test_killed_twice_and_gone_on_with_equals_uninterrupted(tmp_path):
     assert "going on from checkpoint-2" in second.stdout
     last = run_cell(tmp_path / "killed")
     assert "going on from checkpoint-6" in last.stdout
-    assert losses(last) == straight
+    # Without the optimiser's state 3e-3 apart, with the pairs from the beginning again 1e-2.
+    assert losses(last) == pytest.approx(straight, abs=1e-5)
     left = {path.name for path in (tmp_path / "killed").iterdir()}
     assert {"adapter", "run.json"} <= left and not any("checkpoint" in name for name in left)
 

@@ -33,6 +33,34 @@ def test_greedy_answers_do_not_depend_on_the_batch(untrained, processor, images)
     assert together == alone and len(together) == 6
 
 
+def closest_call(model, ask):
+    """The smallest lead of a greedy token over the next, as a share of the largest logit."""
+    leads, generate_tokens = [], model.generate
+
+    def watched(**batch):
+        told = generate_tokens(**batch, output_logits=True, return_dict_in_generate=True)
+        for logits in told.logits:
+            first, second = logits.topk(2).values.T
+            leads.append(((first - second) / logits.abs().amax(1)).min().item())
+        return told.sequences
+
+    model.generate = watched
+    ask()
+    del model.generate
+    return min(leads)
+
+
+def test_no_token_is_decided_by_rounding(untrained, processor, images, ragged):
+    """So that answers compared word for word, here and for kept ones, are equal everywhere."""
+    model, reader, pictures = ragged
+    asked = (untrained, processor, images, QUESTIONS), (model, reader, pictures, ASKED)
+    for given, count in zip(asked, (8, 24), strict=True):
+        lead = closest_call(
+            given[0], lambda g=given, n=count: generate.answers(*g, max_new_tokens=n)
+        )
+        assert lead > 1e-4  # rounding is below 1e-5
+
+
 def test_sampling_is_seeded(untrained, processor, images):
     def sample(seed):
         return generate.answers(

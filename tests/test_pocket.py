@@ -40,7 +40,7 @@ def test_checkpoint_loads_with_plain_transformers(untrained, processor, images, 
     assert again.apply_chat_template(turns("Is there a fork?"), tokenize=False) == text
     before = untrained(**processor(images=[images[0]], text=[text], return_tensors="pt")).logits
     after = model(**again(images=[images[0]], text=[text], return_tensors="pt")).logits
-    assert torch.equal(before, after)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-4)
 
 
 def test_missing_and_corrupt_checkpoints_are_one_sentence(untrained, processor, tmp_path):
@@ -70,9 +70,9 @@ def test_labels_are_the_answers_and_nothing_else(processor):
 def test_training_learns_and_is_seeded(processor):
     lessons = pocket.encode_lessons(processor, world.sample_scenes(24, part="train"))
 
-    def losses():
+    def losses(seed=0):
         seen = []
-        model = pocket.build_model(processor, seed=0)
+        model = pocket.build_model(processor, seed=seed)
         pocket.train_supervised(
             model, lessons, epochs=4, batch_size=8, log=lambda step, loss: seen.append(loss)
         )
@@ -80,7 +80,8 @@ def test_training_learns_and_is_seeded(processor):
 
     first = losses()
     assert sum(first[-6:]) < 0.7 * sum(first[:6])
-    assert first == losses()
+    assert first == pytest.approx(losses(), abs=1e-4)
+    assert first != pytest.approx(losses(seed=1), abs=1e-2)
 
 
 def test_the_shortest_training_runs_and_a_shorter_one_is_a_sentence(processor):

@@ -99,14 +99,20 @@ def items():
     ]
 
 
-def plain(results):
-    """Results that can be compared: of pictures, their bytes."""
-    return [getattr(result, "tobytes", lambda result=result: result)() for result in results]
-
-
 def off_by(a, b):
     """The largest difference of two pictures in any pixel, of 255."""
     return np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max()
+
+
+def alike(results, others):
+    """Are they the same to rounding: answers word for word, pixels to 1 of 255, scores to 1e-4?"""
+
+    def same(a, b):
+        if isinstance(a, float):
+            return a == pytest.approx(b, abs=1e-4)
+        return a == b if isinstance(a, str) else off_by(a, b) <= 1
+
+    return all(same(a, b) for a, b in zip(results, others, strict=True))
 
 
 # --- every part --------------------------------------------------------------------------------
@@ -125,14 +131,14 @@ def test_a_part_gives_one_result_an_item_and_loads_once(kind, make, items, monke
 @pytest.mark.parametrize("kind", KINDS)
 def test_release_frees_the_weights_and_the_next_call_loads_them_again(kind, make, items):
     with make(kind) as part:
-        before = plain(part(items[:2]))
+        before = list(part(items[:2]))
         model = part.loaded[0]
         watched = [weakref.ref(m) for m in getattr(model, "components", {"": model}).values() if m]
         del model
         gc.collect()
         assert all(ref() is not None for ref in watched)
     assert not any(ref() for ref in watched)
-    assert plain(part(items[:2])) == before
+    assert alike(part(items[:2]), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -234,7 +240,7 @@ def test_memory_that_is_too_small_for_a_batch_halves_it(make, items):
     part.loaded = (stub_pipe(room=1),)
     tight = list(part(items))
     part.loaded = (stub_pipe(),)
-    assert plain(tight) == plain(part(items))
+    assert alike(tight, part(items))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,10 +289,10 @@ def test_the_image_reward_hangs_on_picture_and_prompt(make, items):
 def test_pictures_of_any_mode_are_read_in_colour(kind, mode, make, items):
     picture = items[0].image.convert(mode)
     part = make(kind)
-    odd, plain = (
+    odd, colour = (
         part([replace(items[0], image=image)]) for image in (picture, picture.convert("RGB"))
     )
-    assert odd == plain
+    assert alike(odd, colour)
 
 
 def test_a_prompt_longer_than_clip_reads_is_told(make, items):
@@ -338,11 +344,12 @@ def test_a_track_has_two_answerers_of_different_models():
 def test_the_text_reward_never_gets_the_picture(make, items):
     blank = [replace(item, image=items[-1].image, prompt="", about={}) for item in items]
     part = make(TextOnlyReward)
-    assert part(items) == part(blank) == text_only(part)(items)
+    scores = part(items)
+    assert alike(scores, part(blank)) and alike(scores, text_only(part)(items))
     bare = [
         SimpleNamespace(key=i.key, prompt="", question=i.question, answer=i.answer) for i in items
     ]
-    assert part(bare) == part(items)  # an item that has no picture to look at
+    assert alike(part(bare), scores)  # an item that has no picture to look at
 
 
 def test_the_text_reward_hangs_on_question_and_answer_and_not_on_padding(make, items, folders):
@@ -474,7 +481,7 @@ def test_parts_come_from_the_hub_at_their_revision(kind, hub, make, folders, ite
         "models", "me/part", {"README.md": "newer", "config.json": "{", "model_index.json": "{"}
     )
     part = make(kind, weights=replace(make(kind).weights, name="me/part", revision=sha))
-    assert plain(part(items[:2])) == plain(make(kind)(items[:2]))
+    assert alike(part(items[:2]), make(kind)(items[:2]))
     assert not [path for _, path in hub.requests if ".bin" in path]
     assert settings_of(part)["weights"] == f"me/part@{sha}"
 

@@ -30,7 +30,7 @@ from helpers.shared_images import SharedImageDPOTrainer
 from helpers.stored import PreferenceDataError
 from helpers.tracks import choose
 from helpers.trainer import dpo_config
-from tests.vlms import assert_close, build, follow, pairs, trainer
+from tests.vlms import assert_same, build, follow, pairs, trainer
 
 CACHED = {"precompute_ref_log_probs": True, "precompute_ref_batch_size": 2}
 
@@ -70,7 +70,7 @@ def logps(trained):
 @pytest.mark.parametrize("kind", ["idefics3", "qwen"])
 def test_training_is_that_with_a_reference_in_every_step(kind, make):
     cached = follow(make(kind, activation_checkpointing=True))
-    assert_close(follow(trainer(DPOTrainer, kind, activation_checkpointing=True)), cached)
+    assert_same(follow(trainer(DPOTrainer, kind, activation_checkpointing=True)), cached)
     assert cached.trainer.unshared is None and cached.trainer.precompute_ref_logps
 
 
@@ -99,7 +99,7 @@ def test_it_also_works_where_pictures_are_not_shared(make):
     lora = {"adapter": lambda model: LoraConfig(r=4, target_modules=["q_proj"])}
     cached = follow(make(**lora))
     assert cached.trainer.unshared
-    assert_close(follow(trainer(DPOTrainer, **lora)), cached)
+    assert_same(follow(trainer(DPOTrainer, **lora)), cached)
 
 
 @pytest.mark.parametrize("adapter", ["given", "none"])
@@ -119,7 +119,7 @@ def test_every_kind_of_reference(adapter, make):
             return {"prepare": adapted, "adapter": None}
         return {"prepare": frozen_eye, "adapter": None, "ref_model": build("llava")[0]}
 
-    assert_close(follow(trainer(DPOTrainer, **settings())), follow(make(**settings())))
+    assert_same(follow(trainer(DPOTrainer, **settings())), follow(make(**settings())))
 
 
 def test_the_callers_config_is_left_alone(tmp_path):
@@ -414,7 +414,7 @@ def test_prompt_tuning_has_a_reference_too(make):
     def prompts(model):
         return PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3)
 
-    assert_close(follow(trainer(DPOTrainer, adapter=prompts)), follow(make(adapter=prompts)))
+    assert_same(follow(trainer(DPOTrainer, adapter=prompts)), follow(make(adapter=prompts)))
 
 
 def test_a_dictionary_of_datasets(make, monkeypatch):

@@ -1,4 +1,4 @@
-"""SharedImageDPOTrainer is TRL's DPOTrainer to the bit, and looks at a picture once a pair.
+"""SharedImageDPOTrainer is TRL's DPOTrainer to rounding, and looks at a picture once a pair.
 
 What is compared is every logged number and every gradient of runs with evaluation before and after.
 """
@@ -7,6 +7,7 @@ import copy
 import pickle
 import random
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -24,11 +25,12 @@ from helpers.shared_images import SharedImageDPOTrainer
 from helpers.tracks import choose
 from helpers.trainer import StopAt, dpo_config
 from tests.vlms import (
+    ROUNDING,
     TEXT,
     VISION,
-    assert_close,
     assert_same,
     build,
+    differences,
     follow,
     pairs,
     trainer,
@@ -59,7 +61,7 @@ def both(evaluate=True, **settings):
         ("pocket", {"activation_checkpointing": True}),
     ],
 )
-def test_every_kind_of_model_gives_the_same_to_the_bit(kind, settings):
+def test_every_kind_of_model_gives_the_same(kind, settings):
     stock, ours = both(kind=kind, **settings)
     assert ours.trainer.unshared is None
     assert_same(stock, ours)
@@ -144,12 +146,12 @@ def test_a_trained_head_gives_the_same_to_rounding():
         for kind in (DPOTrainer, SharedImageDPOTrainer)
     ]
     assert runs[1].trainer.unshared is None
-    assert_close(*runs, rounding=1e-6)
+    assert_same(*runs)
 
 
 def test_bf16_gives_the_same_within_its_rounding():
-    stock, ours = both(kind="idefics3", bf16=True, learning_rate=1e-3)
-    assert_close(stock, ours, rounding=2**-8)
+    stock, ours = both(kind="idefics3", bf16=True)
+    assert_same(stock, ours, rounding=2**-8)
 
 
 def test_the_vision_tower_runs_in_bf16_too():
@@ -161,17 +163,59 @@ def test_the_vision_tower_runs_in_bf16_too():
     assert dtypes == {torch.bfloat16}
 
 
-def test_the_comparison_can_fail():
+def _mask_one_token_late(batch):
+    batch["completion_mask"] = batch["completion_mask"].roll(1, dims=1)
+
+
+def _a_swapped_pair(batch):
+    count = len(batch["input_ids"]) // 2
+    for name in ("input_ids", "attention_mask", "completion_mask"):
+        batch[name][[0, count]] = batch[name][[count, 0]]
+
+
+def _another_pairs_picture(batch):
+    batch["pixel_values"] = batch["pixel_values"].roll(1, dims=0)
+
+
+def _with_batches(change):
+    def break_it(made):
+        collate = made.data_collator
+
+        def changed(examples):
+            batch = collate(examples)
+            change(batch)
+            return batch
+
+        made.data_collator = changed
+
+    return break_it
+
+
+def _doubled_loss(made):
+    compute = made._compute_loss
+    made._compute_loss = lambda *given: 2 * compute(*given)
+
+
+def _reference_with_the_adapter_on(made):
+    made.model.disable_adapter = nullcontext
+
+
+FAULTS = {
+    "the mask one token late": _with_batches(_mask_one_token_late),
+    "a swapped pair": _with_batches(_a_swapped_pair),
+    "the picture of another pair": _with_batches(_another_pairs_picture),
+    "a doubled loss": _doubled_loss,
+    "a reference with the adapter on": _reference_with_the_adapter_on,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_far_beyond_rounding(name):
     stock, ours = (trainer(cls) for cls in (DPOTrainer, SharedImageDPOTrainer))
-    collate = ours.data_collator
-
-    def shifted(examples):
-        batch = collate(examples)
-        return {**batch, "completion_mask": batch["completion_mask"].roll(1, dims=1)}
-
-    ours.data_collator = shifted
-    with pytest.raises(AssertionError):
-        assert_same(follow(stock), follow(ours))
+    FAULTS[name](ours)
+    found = differences(follow(stock, evaluate=False), follow(ours, evaluate=False))
+    print({name: f"{apart / ROUNDING:.0f} times" for name, apart in found.items() if apart})
+    assert found["gradients"] > 100 * ROUNDING
 
 
 # --- once --------------------------------------------------------------------------------------
@@ -424,7 +468,8 @@ def test_workers_that_go_on_get_the_batches_of_the_stock_trainer():
         made.train()
         return made.evaluate()["eval_loss"]
 
-    assert evaluated(SharedImageDPOTrainer) == evaluated(DPOTrainer)
+    losses = [evaluated(kind) for kind in (SharedImageDPOTrainer, DPOTrainer)]
+    assert losses[0] == pytest.approx(losses[1], abs=ROUNDING)
 
 
 def test_a_weight_of_the_whole_belongs_to_the_image_path():
@@ -460,7 +505,7 @@ def test_a_stopped_run_goes_on_to_the_same_losses(tmp_path):
         [log["loss"] for log in run.state.log_history if "loss" in log]
         for run in (straight, resumed)
     ]
-    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=ROUNDING) and len(losses[0]) == 3
 
 
 def test_model_and_collator_can_be_copied_saved_and_sent(tmp_path):

@@ -9,7 +9,7 @@ from trl import DPOTrainer
 from helpers.image_path import backbone
 from helpers.shared_images import SharedImageDPOTrainer
 from helpers.shared_prompt import packing, shared_prompts, why_not_packed
-from tests.vlms import assert_close, assert_same, build, follow, pairs, trainer
+from tests.vlms import assert_same, build, follow, pairs, trainer
 
 PACKED = {"share_prompt": True}
 
@@ -87,7 +87,7 @@ def test_hidden_states_are_those_of_the_rows(text_model):
             plain = text_model(input_ids=ids, attention_mask=mask).last_hidden_state
     real = mask.bool()
     torch.testing.assert_close(found.last_hidden_state[real], expected[real], rtol=0, atol=1e-5)
-    assert torch.equal(plain, expected)  # without prompt_tokens it is the model's own forward
+    torch.testing.assert_close(plain, expected)  # without prompt_tokens: the model's own forward
     assert "forward" not in vars(text_model)
 
 
@@ -103,8 +103,8 @@ def test_the_rejected_answer_never_sees_the_chosen(text_model):
             ).last_hidden_state
 
     before, after = hidden(ids), hidden(changed)
-    assert torch.equal(before[1, :9], after[1, :9])
-    assert not torch.allclose(before[0, 5:8], after[0, 5:8])
+    torch.testing.assert_close(before[1, :9], after[1, :9])
+    assert not torch.allclose(before[0, 5:8], after[0, 5:8], atol=1e-2)
 
 
 # --- in the trainer ----------------------------------------------------------------------------
@@ -123,11 +123,10 @@ def test_the_rejected_answer_never_sees_the_chosen(text_model):
     ids=["idefics3", "smolvlm", "llava", "one pair", "cut answers", "pocket, cached reference"],
 )
 def test_training_is_the_same_to_rounding(kind, settings):
-    settings = {"learning_rate": 1e-3, **settings}
     ours = follow(trainer(SharedImageDPOTrainer, kind, sharing=PACKED, **settings))
     assert ours.trainer.share_prompt
-    settings.pop("precompute_ref_log_probs", None)
-    assert_close(follow(trainer(DPOTrainer, kind, **settings)), ours)
+    stock = {name: value for name, value in settings.items() if "precompute" not in name}
+    assert_same(follow(trainer(DPOTrainer, kind, **stock)), ours)
 
 
 def test_predictions_come_out_too():

@@ -190,6 +190,9 @@ def pairs(which=(0, 1, 2, 3, 4)):
 # --- runs --------------------------------------------------------------------------------------
 
 TIMES = ("runtime", "per_second", "preparation_time")
+# Of runs in float32 as below: up to 4e-6 was seen. Which bits differ, if any, depends on processor,
+# batch and number of threads. A fault is above 100 times this (tests/test_shared_images.py).
+ROUNDING = 1e-4
 
 
 def trainer(
@@ -215,7 +218,10 @@ def trainer(
         "gradient_accumulation_steps": 2,
         "max_steps": 3,
         "logging_steps": 1,
-        "learning_rate": 1e-2,  # so that the second step has other weights
+        # The second step has other weights, by as much as the first step's gradients: Adam would
+        # turn the sign of a gradient that is nothing but rounding into a step of full size.
+        "optim": "sgd",
+        "learning_rate": 1.0,
         "save_strategy": "no",
         "disable_tqdm": True,
         **changes,
@@ -262,29 +268,33 @@ def follow(trained, evaluate=True):
     return SimpleNamespace(logs=logs, gradients=gradients.steps, trainer=trained)
 
 
-def assert_same(one, other):
-    """To the bit: every logged number and every gradient of every step."""
-    assert one.logs == other.logs
-    assert len(one.gradients) == len(other.gradients) > 0
-    for mine, theirs in zip(one.gradients, other.gradients, strict=True):
-        assert mine.keys() == theirs.keys() and len(mine) > 0
-        assert any(gradient.abs().sum() > 0 for gradient in mine.values())
-        for name in mine:
-            assert torch.equal(mine[name], theirs[name]), name
+def differences(one, other):
+    """The largest differences of two runs: {logged name or "gradients": difference}.
 
-
-def assert_close(one, other, rounding=1e-4):
-    """The same to `rounding`, of the gradients relative to the largest one of the step.
-
-    But for the accuracies: where a margin is 0, rounding decides what is greater.
+    Of a logged number against 1 + its size; of a gradient against the largest entry of all
+    gradients of its step, because rounding errors are as large as the sums they come from. But for
+    the accuracies: where a margin is 0, rounding decides what is greater.
     """
+    found = {}
     for mine, theirs in zip(one.logs, other.logs, strict=True):
         assert mine.keys() == theirs.keys()
         for name in mine:
-            difference = abs(mine[name] - theirs[name])
-            near = difference <= rounding * (1 + abs(mine[name]))
-            assert near or name.endswith("accuracies"), (name, mine[name], theirs[name])
+            if not name.endswith("accuracies"):
+                apart = abs(mine[name] - theirs[name]) / (1 + abs(mine[name]))
+                found[name] = max(apart, found.get(name, 0.0))
+    assert len(one.gradients) == len(other.gradients) > 0
     for mine, theirs in zip(one.gradients, other.gradients, strict=True):
-        largest = max(gradient.abs().max() for gradient in mine.values())
-        for name in mine:
-            assert (mine[name] - theirs[name]).abs().max() <= 10 * rounding * largest, name
+        assert mine.keys() == theirs.keys()
+        largest = max(gradient.abs().max().item() for gradient in mine.values())
+        assert largest > 0
+        apart = max((mine[name] - theirs[name]).abs().max().item() for name in mine) / largest
+        found["gradients"] = max(apart, found.get("gradients", 0.0))
+    return found
+
+
+def assert_same(one, other, rounding=ROUNDING):
+    """Every logged number and every gradient of every step, to `rounding`."""
+    found = differences(one, other)
+    worst = sorted(found, key=found.get)[-3:]
+    print("largest differences:", {name: f"{found[name]:.1e}" for name in {*worst, "gradients"}})
+    assert max(found.values()) <= rounding, found

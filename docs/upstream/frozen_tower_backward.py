@@ -4,7 +4,6 @@ enable_input_require_grads() hooks the embeddings of every sub-model, the vision
 makes their outputs require gradients. Nothing in the tower is trainable: the work is thrown away.
 """
 
-import torch
 from tiny import dpo_trainer, verdict
 
 
@@ -30,7 +29,9 @@ def step(hooks):
 forward, backward, gradients = step(hooks=True)
 fewer, none, same = step(hooks=False)
 print(f"without the hooks: {fewer} forward, {none} backward;", end=" ")
-print("gradients of the adapter equal:", all(torch.equal(gradients[n], same[n]) for n in gradients))
+largest = max(gradient.abs().max() for gradient in gradients.values())
+equal = all((gradients[n] - same[n]).abs().max() <= 1e-4 * largest for n in gradients)
+print("gradients of the adapter equal to rounding:", equal)
 verdict(
     there=forward > 2 or backward > 0,
     expected="a frozen vision layer runs forward 2 times a step (policy, reference), backward 0",
