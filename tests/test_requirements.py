@@ -11,7 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from helpers.preflight import EXACT
-from tools.build_notebooks import ROOT
+from helpers.runtime import pins
+from tools.build_notebooks import ROOT, find_lessons, packages_of
 
 FOLDERS = ("helpers", "tools", "tests", "lessons", "benchmarks")
 
@@ -117,11 +118,10 @@ def test_conda_reads_the_one_list():
     assert pip == {"pip": ["-r requirements.txt", "-c constraints.txt"]}
 
 
-def test_colab_gets_pinned_packages():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = {normal(name) for name in project["tool"]["course"]["colab"]}
-    assert packages <= set(PINS)
-    assert {*EXACT} <= packages  # what the course is exact about
+def test_lessons_ask_for_pinned_packages():
+    assert {*EXACT} <= {*pins()}  # what the course is exact about
+    for lesson in find_lessons():
+        assert {*packages_of(lesson)} <= {*pins()}
 
 
 def test_make_names_only_modules_that_exist():

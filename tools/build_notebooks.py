@@ -7,8 +7,8 @@
 A lesson is a Python file in jupytext's percent format, lessons/NN_name.py. Its first cell is
 markdown and opens with the title, one code cell is tagged `parameters`. After the title the
 notebook has two generated cells: the link that opens it in Colab, and the setup cell, folded. Both,
-and the badges in README.md, lead to the repository and release named in pyproject.toml,
-[tool.course]. The first picture of the cell tagged `cover` is put into the title cell, too.
+and the badges in README.md, lead to this repository on GitHub, at the tag of this release. The
+first picture of the cell tagged `cover` is put into the title cell, too.
 """
 
 import argparse
@@ -16,10 +16,11 @@ import ast
 import base64
 import hashlib
 import io
-import os
 import re
+import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import tomllib
 from collections import Counter
@@ -31,6 +32,8 @@ import papermill
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
+from helpers.preflight import PACKAGES
+from helpers.runtime import KEEP, course_release, set_environment
 from tools.outputs import output_faults, tags, tidy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,10 +50,12 @@ METADATA = {
 # A kernel's own log would tear the live line: it warns at its start and when it is interrupted.
 QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
 
-COLAB = "https://colab.research.google.com/github/{repository}/blob/{branch}/notebooks/{stem}.ipynb"
+COLAB = (
+    "https://colab.research.google.com/github/{repository}/blob/{release}/notebooks/{stem}.ipynb"
+)
 OPEN_IN_COLAB = f"[Open in Colab]({COLAB})"  # as text: a badge's picture is broken offline
 BADGE_ADDRESS = re.compile(
-    r"https://colab\.research\.google\.com/github/[^\s)]*/notebooks/(\w+)\.ipynb"
+    r"https://colab\.research\.google\.com/github/([^\s)]+)/blob/[^\s)]+/notebooks/(\w+)\.ipynb"
 )
 SETUP_TITLE = "# @title Setup: find the course, or fetch it (run this first)\n"
 # Folded in JupyterLab, in Colab (which shows the title line) and in MyST.
@@ -61,26 +66,39 @@ FOLDED = {
 }
 CELL_METADATA = ("tags", "alt", "jupyter", "cellView")  # what is kept of a lesson's cells
 COVER_BYTES = 80_000
-SETUP = """\
-# Find the course, so that `import helpers` works. On Colab and Kaggle, fetch it first and install
-# what is missing. The rest is in helpers/runtime.py.
-import os
-import sys
+GITHUB = re.compile(
+    r"(?:https://(?:[^/@]+@)?|(?:ssh://)?git@)github\.com[/:]([\w.-]+/[\w.-]+?)(?:\.git)?/?"
+)
+# What is in <> is filled in. It is dense because the course, and so its helpers, may not be there.
+SETUP = r"""
+# Find the course. Colab and Kaggle fetch it, and what this lesson lacks there (helpers/runtime.py).
+import json, os, re, subprocess, sys, urllib.request as web
 from pathlib import Path
-
-url, here = "{address}", Path.cwd()
-places = [here, here / "{folder}", *here.parents]
-root = next((p for p in places if (p / "helpers" / "runtime.py").exists()), None)
-if root is None and ("google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ):
-    root = places[1]
-    !GIT_TERMINAL_PROMPT=0 git clone --quiet --depth 1 --branch {branch} {{url}} "{{root}}"
-if root is None or not (root / "helpers" / "runtime.py").exists():
-    raise FileNotFoundError(f"The course is not here. Fetch it: git clone {{url}}. Remove a broken "
-                            f"{{places[1]}} first. On Kaggle, Settings > Turn on internet.")
-sys.path.insert(0, str(root))
+here, sources = Path.cwd(), [("<repository>", "<release>")]  # whose, which tag
+places = [here, here / "<folder>", *here.parents]
+course = lambda: next((p for p in places if (p / "helpers" / "runtime.py").exists()), None)
+why = "Get it: git clone https://github.com/<repository>"
+if not course() and ("google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ):
+    try:  # first from where this notebook was opened, which Colab's own server can tell
+        server = "http://{COLAB_JUPYTER_IP}:{KMP_TARGET_PORT}/api/sessions".format(**os.environ)
+        page = web.unquote(json.load(web.urlopen(server, timeout=5))[0]["path"])
+        sources[:0] = re.findall(r"github.*?/([\w.-]+/[\w.-]+)/blob/([\w./-]+)/notebooks", page)
+    except Exception: pass
+    for name, ref in dict.fromkeys(sources):
+        git = f"git clone -q --depth 1 --branch {ref} https://github.com/{name} '{places[1]}'"
+        said = subprocess.getoutput(f"GIT_TERMINAL_PROMPT=0 timeout 300 {git} < /dev/null").split()
+        if course(): break
+        why = f"{git} said: {' '.join(said)}. Mend that, or correct `sources` in this cell."
+if not course():
+    class NotFound(Exception): _render_traceback_ = lambda self: [str(self)]  # without a traceback
+    raise NotFound(f"The course is not here. {why}")
+sys.path.insert(0, str(course()))
 from helpers.runtime import make_ready
-
-make_ready()"""
+<make_ready>
+"""
+# A requirement's module, where it has another name; and what is needed without being imported.
+MODULES = {"pillow": "PIL"}
+UNSEEN = {"helpers.preflight": PACKAGES, "transformers.BitsAndBytesConfig": ("bitsandbytes",)}
 
 
 class LessonError(Exception):
@@ -103,13 +121,16 @@ def is_called(lesson, name):
     return name in (lesson.stem, lesson.stem.split("_")[0])
 
 
-def build(lesson):
-    """The notebook of one lesson, not yet executed. Raises LessonError if the lesson is unfit."""
+def build(lesson, repository=None):
+    """The notebook of one lesson, not yet executed. Raises LessonError if the lesson is unfit.
+
+    `repository`: where its badge and setup cell lead, if not to this one (course_settings).
+    """
     cells = jupytext.reads(lesson.read_text(encoding="utf-8"), fmt="py:percent").cells
     require_lesson(cells, lesson.name)
-    settings = course_settings()
+    settings = course_settings(repository)
     link = new_markdown_cell(OPEN_IN_COLAB.format(stem=lesson.stem, **settings))
-    setup = new_code_cell(SETUP_TITLE + SETUP.format(**settings), metadata=FOLDED)
+    setup = new_code_cell(SETUP_TITLE + setup_cell(lesson, settings), metadata=FOLDED)
     cells = [cells[0], link, setup, *cells[1:]]
     for cell, name in zip(cells, cell_ids(cells), strict=True):
         cell.metadata = {key: cell.metadata[key] for key in CELL_METADATA if key in cell.metadata}
@@ -150,19 +171,69 @@ def assigned_names(source, name):
     return {t.id for node in assignments for t in node.targets if isinstance(t, ast.Name)}
 
 
-def course_settings():
-    """`repository` and `branch` of [tool.course] in pyproject.toml, and what follows from them."""
+def setup_cell(lesson, settings):
+    """The text of the first code cell of a lesson's notebook."""
+    asked = [f'"{name}",' for name in packages_of(lesson)]
+    call = f'make_ready({" ".join(asked)} release="{settings["release"]}")'
+    text = SETUP.strip().replace("<make_ready>", textwrap.fill(call, 100, subsequent_indent="    "))
+    for name, value in settings.items():
+        text = text.replace(f"<{name}>", value)
+    return text
+
+
+def packages_of(lesson):
+    """The requirements that a lesson imports, itself or through helpers, but for runtime.KEEP.
+
+    Imports inside functions count: they are needed sooner or later.
+    """
+    todo, found = [lesson], set()
+    while todo:
+        new = imported_names(todo.pop()) - found
+        found |= new
+        files = [ROOT / name.replace(".", "/") for name in new if name.startswith("helpers")]
+        files = [file for path in files for file in (path.with_suffix(".py"), path / "__init__.py")]
+        todo += [file for file in files if file.exists()]
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    modules = {name: MODULES.get(name, name.replace("-", "_")) for name in requirements}
+    unseen = {name for module in found & {*UNSEEN} for name in UNSEEN[module]}
+    asked = {name for name, module in modules.items() if module in found}
+    return sorted((asked | unseen) - {*KEEP})
+
+
+def imported_names(file):
+    """Every dotted name that a Python file imports, and the packages that it lies in."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name[: end.start()] for name in names for end in re.finditer(r"\.|$", name)}
+
+
+def course_settings(repository=None):
+    """Where badges and setup cells lead: `repository` on GitHub, if not that of git's `origin` or
+    of [tool.course] in pyproject.toml; `release`, a tag; the `folder` that git clones it into."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    course = project["tool"]["course"]
-    repository = course["repository"]
-    address, folder = f"https://github.com/{repository}", repository.split("/")[-1]
-    return {**course, "address": address, "folder": folder}
+    repository = repository or origin() or project["tool"]["course"]["repository"]
+    folder = repository.split("/")[-1]
+    return {"repository": repository, "release": course_release(ROOT), "folder": folder}
 
 
-def with_badges(text):
-    """The text with every address of a notebook on Colab as [tool.course] has it."""
-    settings = course_settings()
-    return BADGE_ADDRESS.sub(lambda found: COLAB.format(stem=found[1], **settings), text)
+def origin():
+    """owner/name of git's remote `origin`, or None where that is not on GitHub."""
+    if not (ROOT / ".git").exists():  # an archive, perhaps inside of another repository
+        return None
+    asked = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    url = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    found = GITHUB.fullmatch(url)
+    return found and found[1]
+
+
+def with_badges(text, repository=None):
+    """The text with every address of a notebook on Colab as course_settings has it."""
+    settings = course_settings(repository)
+    return BADGE_ADDRESS.sub(lambda found: COLAB.format(stem=found[2], **settings), text)
 
 
 def rewrite_badges(page):
@@ -201,13 +272,8 @@ def execute(notebook, output, parameters, **hooks):
 
 
 def pocket_environment():
-    """What kernels started from here inherit, unless it is set already.
-
-    The pocket track needs no network, so nothing asks the Hub. And one thread is as fast as two for
-    so small a model, while two that share a busy core wait for each other, up to ten times slower.
-    """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """What kernels started from here inherit: one thread, also where there is a GPU."""
+    set_environment(gpu=False)
 
 
 def keep_outputs(notebook, executed):
