@@ -27,13 +27,13 @@ from benchmarks.report import lines_of, publish
 
 OUT, KEPT = ROOT / "benchmarks", ROOT / "runs" / "bench"
 STEP = (
-    "benchmarks/dpo_step.py", "benchmarks/rehearsal.py", "helpers/shared_images.py",
-    "helpers/collators.py", "helpers/image_path.py",
-    "helpers/shared_prompt.py", "helpers/reference_cache.py", "helpers/trainer.py",
-    "helpers/models.py", "helpers/smolvlm.py",
+    "benchmarks/dpo_step.py", "benchmarks/rehearsal.py", "helpers/dpo/shared_images.py",
+    "helpers/dpo/collators.py", "helpers/dpo/image_path.py",
+    "helpers/dpo/shared_prompt.py", "helpers/dpo/reference_cache.py", "helpers/dpo/trainer.py",
+    "helpers/vlm/load.py", "helpers/vlm/smolvlm.py",
 )  # fmt: skip
-FORMAT = ("benchmarks/formatting.py", "helpers/formatting.py", "helpers/messages.py")
-ANSWERS = ("benchmarks/generation.py", "helpers/generate.py", "helpers/batches.py")
+FORMAT = ("benchmarks/formatting.py", "helpers/pairs/format.py", "helpers/pairs/messages.py")
+ANSWERS = ("benchmarks/generation.py", "helpers/vlm/answers.py", "helpers/vlm/batches.py")
 COURSE = ("lessons/*.py", "helpers/**/*.py", "tools/run_course.py")
 TILES = {"1_tile": {"edge": 512}, "17_tiles": {"edge": 2048}}
 
@@ -63,7 +63,7 @@ def collators():
     return [
         Case(
             f"collator_{name}", f"Collator, {name.replace('_', ' ')}", collator.build,
-            {**settings, **tiles}, ("benchmarks/collator.py", "helpers/collators.py"),
+            {**settings, **tiles}, ("benchmarks/collator.py", "helpers/dpo/collators.py"),
             rounds=9, seconds=2, unit="a pair",
         )
         for name, tiles in TILES.items()

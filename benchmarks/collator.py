@@ -13,9 +13,9 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from benchmarks.rehearsal import photograph_pairs
 from benchmarks.side_by_side import Contest, Side
-from helpers import pocket, smolvlm
-from helpers.collators import EachImageOnce
-from helpers.models import limit_edge
+from helpers.dpo.collators import EachImageOnce
+from helpers.vlm import pocket, smolvlm
+from helpers.vlm.load import limit_edge
 
 COLLATORS = {"TRL": DataCollatorForVisionPreference, "shared": EachImageOnce}
 

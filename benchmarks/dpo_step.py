@@ -20,14 +20,15 @@ from trl import DPOTrainer
 from benchmarks import flops
 from benchmarks.rehearsal import cap, checkpoint, photograph_pairs
 from benchmarks.side_by_side import Contest, Side
-from helpers import smolvlm
-from helpers.machine import precision, this_machine
-from helpers.models import load_policy
-from helpers.preferences import load_raw, to_conversational
-from helpers.shared_images import SharedImageDPOTrainer
-from helpers.stored import digests_of
-from helpers.tracks import TRACKS
-from helpers.trainer import dpo_trainer
+from helpers.dpo.shared_images import SharedImageDPOTrainer
+from helpers.dpo.trainer import dpo_trainer
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import digests_of
+from helpers.pairs.load import load_raw
+from helpers.setup.machine import precision, this_machine
+from helpers.setup.tracks import TRACKS
+from helpers.vlm import smolvlm
+from helpers.vlm.load import load_policy
 
 T4_GIB = 14.6  # of memory that torch reports of a T4
 CACHED = {"precompute_ref_log_probs": True}

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from helpers.activations import text_linears
-from helpers.smolvlm import patches_across, tile_tokens
+from helpers.vlm.activations import text_linears
+from helpers.vlm.smolvlm import patches_across, tile_tokens
 
 
 @dataclass(frozen=True)

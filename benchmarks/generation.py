@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 
 from benchmarks import flops
 from benchmarks.side_by_side import CLOCKS, Contest, Side, processor_name, spread, timed
-from helpers import pocket, smolvlm, world
-from helpers.generate import answering, answers, yes_no_answers
-from helpers.messages import turns
-from helpers.metrics import parse_yes_no
+from helpers.evaluation.metrics import parse_yes_no
+from helpers.pairs.messages import turns
+from helpers.vlm import pocket, smolvlm
+from helpers.vlm.answers import answering, answers, yes_no_answers
+from helpers.world import scenes as world
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 TOKENS = 64

@@ -24,7 +24,7 @@ import transformers
 import trl
 
 from benchmarks.rehearsal import Case, rehearse
-from helpers.machine import Machine, precision, this_machine
+from helpers.setup.machine import Machine, precision, this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

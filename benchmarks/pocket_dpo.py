@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from helpers import pocket, synthesis, world
-from helpers.generate import yes_no_answers
-from helpers.metrics import yes_no
-from helpers.preferences import to_conversational
-from helpers.tracks import choose
-from helpers.trainer import dpo_trainer
+from helpers.dpo.trainer import dpo_trainer
+from helpers.evaluation.metrics import scene_hallucination, yes_no
+from helpers.feedback.own_samples import preference_scenes, rank_own_samples
+from helpers.pairs.format import to_conversational
+from helpers.setup.tracks import choose
+from helpers.vlm import pocket
+from helpers.vlm.answers import yes_no_answers
+from helpers.world.scenes import NEGATIVES, draw, probes, sample_scenes
 
 RESULTS = Path(__file__).parent / "results" / "pocket_dpo.json"
 METHODS = {"DPO": ["sigmoid"], "supervised on chosen": ["sft"]}
@@ -68,8 +70,8 @@ def run(options):
 
 
 def sample_pairs(model, processor, count, seed):
-    scenes = synthesis.preference_scenes(count, seed=f"benchmark-{seed}")
-    return to_conversational(synthesis.rank_own_samples(model, processor, scenes, seed=seed))
+    scenes = preference_scenes(count, seed=f"benchmark-{seed}")
+    return to_conversational(rank_own_samples(model, processor, scenes, seed=seed))
 
 
 def tune(model, processor, pairs, loss, seed, options):
@@ -87,25 +89,25 @@ def measure(model, processor, count):
     """Percent, on `count` test scenes of each split; the same scenes for every model."""
     row = {}
     for split in ("iid", "trap", "pair"):
-        scenes = world.sample_scenes(count, split, "test", seed="benchmark")
+        scenes = sample_scenes(count, split, "test", seed="benchmark")
         texts = pocket.captions(model, processor, scenes)
-        found = pocket.hallucinations(texts, scenes)
+        found = scene_hallucination(texts, scenes)
         row[f"{split}_hal"], row[f"{split}_cover"] = 100 * found.chair_s, 100 * found.cover
         row[f"{split}_words"] = np.mean([len(text.split()) for text in texts])
-    for negatives in world.NEGATIVES:
+    for negatives in NEGATIVES:
         row[f"probes_{negatives}"] = 100 * probe_accuracy(model, processor, negatives, count // 4)
     return {name: round(float(value), 1) for name, value in row.items()}
 
 
 def probe_accuracy(model, processor, negatives, count):
-    scenes = world.sample_scenes(count, "iid", "test", seed="benchmark")
+    scenes = sample_scenes(count, "iid", "test", seed="benchmark")
     asked = [
         (scene, probe)
         for scene in scenes
-        for probe in world.probes(scene, negatives)
+        for probe in probes(scene, negatives)
         if probe.kind == "existence"
     ]
-    pictures = [world.draw(scene) for scene, _ in asked]
+    pictures = [draw(scene) for scene, _ in asked]
     answers = yes_no_answers(model, processor, pictures, [p.question for _, p in asked])
     return yes_no(answers, [p.answer for _, p in asked]).accuracy
 

@@ -39,18 +39,20 @@ from transformers.utils import logging
 
 from benchmarks.records import code, digest, write
 from benchmarks.side_by_side import hardware, versions
-from helpers import pocket, world
-from helpers.checkpoints import trained
-from helpers.generate import yes_no_answers
-from helpers.kept import model_digest
-from helpers.metrics import yes_no
-from helpers.preferences import require_sound, to_conversational
-from helpers.synthesis import preference_scenes
-from helpers.synthesis import sources as make
-from helpers.synthesis.pairing import best_worst, rlaifv_pairs
-from helpers.synthesis.pocket_parts import PocketFactCount, likes_length, tells_truth
-from helpers.tracks import choose
-from helpers.trainer import dpo_trainer
+from helpers.dpo.checkpoints import trained
+from helpers.dpo.trainer import dpo_trainer
+from helpers.evaluation.metrics import scene_hallucination, yes_no
+from helpers.feedback import sources as make
+from helpers.feedback.own_samples import preference_scenes
+from helpers.feedback.pairing import best_worst, rlaifv_pairs
+from helpers.feedback.pocket_parts import PocketFactCount, likes_length, tells_truth
+from helpers.pairs.check import require_sound
+from helpers.pairs.format import to_conversational
+from helpers.setup.tracks import choose
+from helpers.vlm import pocket
+from helpers.vlm.answers import yes_no_answers
+from helpers.vlm.kept import model_digest
+from helpers.world.scenes import draw, probes, sample_scenes
 
 RESULTS = Path(__file__).parent / "results" / "preference_sources.json"
 KEPT = Path("runs/preference_sources")
@@ -251,9 +253,9 @@ def measure(model, processor, count):
     model says about the first of each."""
     figures, first = {}, {}
     for split in ("trap", "iid"):
-        scenes = world.sample_scenes(count, split, "test", seed="benchmark")
+        scenes = sample_scenes(count, split, "test", seed="benchmark")
         texts = pocket.captions(model, processor, scenes, bar=SILENT)
-        found = pocket.hallucinations(texts, scenes)
+        found = scene_hallucination(texts, scenes)
         figures |= {f"{split}_hal": percent(found.chair_s), f"{split}_cover": percent(found.cover)}
         figures["words"], first[split] = mean_words(texts), texts[:SHOWN]
     for name, negatives in (("probes", "random"), ("tempting", "adversarial")):
@@ -265,8 +267,8 @@ def measure(model, processor, count):
 
 def probed(model, processor, scenes, negatives):
     """`metrics.yes_no` of the existence questions about scenes."""
-    asked = [(s, p) for s in scenes for p in world.probes(s, negatives) if p.kind == "existence"]
-    pictures, questions = [world.draw(s) for s, _ in asked], [p.question for _, p in asked]
+    asked = [(s, p) for s in scenes for p in probes(s, negatives) if p.kind == "existence"]
+    pictures, questions = [draw(s) for s, _ in asked], [p.question for _, p in asked]
     said = yes_no_answers(model, processor, pictures, questions, bar=SILENT)
     return yes_no(said, [probe.answer for _, probe in asked])
 

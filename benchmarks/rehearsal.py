@@ -2,8 +2,8 @@
 
     row = rehearse(Case("256M", "float32", "fp16", cap_gib=14.6))
 
-The trainer is TRL's, whose memory helpers.budget predicts; benchmarks.bench shows how much less
-ours takes. For benchmarks.gpu_rehearsal, which runs many, and for the tests of helpers.budget.
+The trainer is TRL's, whose memory helpers.vlm.memory predicts; benchmarks.bench shows how much less
+ours takes. For benchmarks.gpu_rehearsal, which runs many, and for the tests of helpers.vlm.memory.
 Its models and pairs are those of benchmarks.dpo_step too.
 """
 
@@ -19,12 +19,12 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 from trl import DPOTrainer
 
 from benchmarks.side_by_side import allocated
-from helpers import pocket, smolvlm
-from helpers.budget import PARTS, budget, plan_for
-from helpers.messages import turns
-from helpers.models import load_policy
-from helpers.tracks import TRACKS
-from helpers.trainer import dpo_trainer
+from helpers.dpo.trainer import dpo_trainer
+from helpers.pairs.messages import turns
+from helpers.setup.tracks import TRACKS
+from helpers.vlm import pocket, smolvlm
+from helpers.vlm.load import load_policy
+from helpers.vlm.memory import PARTS, budget, plan_for
 
 PHOTOS = Path(__file__).resolve().parent.parent / "data" / "photos" / "images"
 ANSWERS = (150, 120)  # tokens of chosen and rejected
@@ -119,7 +119,7 @@ def build(track, folder, case):
         model, processor, photograph_pairs(steps * accumulate * case.pairs), track, folder,
         activation_checkpointing=case.checkpointing, gradient_checkpointing=case.checkpointing,
         max_steps=steps, logging_steps=1, save_strategy="no", disable_tqdm=True,
-        trainer_class=DPOTrainer,  # whose memory helpers.activations counts
+        trainer_class=DPOTrainer,  # whose memory helpers.vlm.activations counts
     )  # fmt: skip
     return trainer, plan_of(trainer, track, case.checkpointing)
 

@@ -19,6 +19,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.setup.colab import EXACT
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, CONSTRAINTS = ROOT / "runs", ROOT / "constraints.txt"
 BUNDLED = (
@@ -30,9 +32,7 @@ BUNDLED = (
 OLDEST_PYTHON = (3, 11)
 MEMORY_NEEDED, DISK_NEEDED = 2, 1  # GiB free, for the pocket track
 
-# What lessons import. Another version of the first four may have other settings or column rules;
-# the rest, and torch above all, may be what the machine came with.
-EXACT = ("datasets", "peft", "transformers", "trl")
+# What lessons import. All but EXACT, and torch above all, may be what the machine came with.
 PACKAGES = (*EXACT, "accelerate", "bitsandbytes", "matplotlib", "pillow", "torch")
 
 WIDTH = 90  # columns: reports are pasted into forms
@@ -56,7 +56,7 @@ class Check:
 
 
 def report(track="auto"):
-    """The whole report as text, safe to paste. `track`: as for `helpers.tracks.choose`."""
+    """The whole report as text, safe to paste. `track`: as for `helpers.setup.tracks.choose`."""
     return render(run_checks(track))
 
 
@@ -175,7 +175,7 @@ def disk():
 
 
 def gpu():
-    from helpers.machine import this_machine
+    from helpers.setup.machine import this_machine
 
     machine = this_machine()
     if machine.kind != "cuda":
@@ -185,7 +185,7 @@ def gpu():
 
 def chosen_track(name):
     """The track, why, in what precision, and whether this machine can run it."""
-    from helpers.tracks import TRACKS, TrackError, choose
+    from helpers.setup.tracks import TRACKS, TrackError, choose
 
     known = f"Choose one of these and run the cell again:\n  TRACK = {' | '.join(TRACKS)} | auto"
     try:
@@ -203,7 +203,7 @@ def downloads(name):
     """On a GPU track: the Hub answers for its model and its data. Nothing is downloaded."""
     from huggingface_hub import HfApi
 
-    from helpers.tracks import TRACKS, choose
+    from helpers.setup.tracks import TRACKS, choose
 
     if name not in ("auto", *TRACKS) or choose(name).name == "pocket":
         return Check("Hub", None, "not asked; the pocket track needs no network")
@@ -235,13 +235,15 @@ def bundled(path):
 
 def pocket_model():
     """The bundled checkpoint loads, and says what it sees in one scene."""
-    from helpers import models, pocket, world
+    from helpers.vlm import pocket
+    from helpers.vlm.load import ModelError
+    from helpers.world.scenes import sample_scene
 
     try:
         model, reader = pocket.load()
-    except models.ModelError as error:
+    except ModelError as error:
         return Check("pocket model", False, f"does not load: {error}", RESTORE)
-    said = pocket.captions(model, reader, [world.sample_scene(0)])[0]
+    said = pocket.captions(model, reader, [sample_scene(0)])[0]
     if said.startswith("I see"):
         return Check("pocket model", True, f'answers "{said}"')
     return Check("pocket model", False, f'answers "{said}", no sentence of its world', RESTORE)
@@ -274,7 +276,7 @@ def main():
 
 
 if __name__ == "__main__":
-    from helpers.runtime import turn_down_noise  # a notebook's setup cell has done it
+    from helpers.setup.colab import turn_down_noise  # a notebook's setup cell has done it
 
     turn_down_noise()
     os.environ["TQDM_DISABLE"] = "1"  # no bar for one picture; tqdm reads it when it is imported

@@ -26,8 +26,9 @@ SCENES = 200  # how many scenes the model describes below
 # **Predict.** How many GB of memory are free, and will there be a `[FAIL]`?
 
 # %%
+from helpers.evaluation.metrics import scene_hallucination
+from helpers.plots.printing import print_wrapped
 from helpers.preflight import report
-from helpers.printing import print_wrapped
 
 print_wrapped(report(TRACK))
 
@@ -48,8 +49,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.machine import this_machine
-from helpers.tracks import TRACKS, choose
+from helpers.setup.machine import this_machine
+from helpers.setup.tracks import TRACKS, choose
 
 fields = ["name", "machine", "model", "dataset", "quantize", "image_edge", "train_pairs"]
 table = pd.DataFrame(
@@ -82,9 +83,16 @@ print(f"Weights in {track.dtype} on {track.device}, autocast: {track.autocast or
 # **Predict.** How many pencil drawings can you find in the top row?
 
 # %%
-from helpers.plots import answer_card, image_grid, pair_card
-from helpers.preferences import load_photos, load_raw
-from helpers.world import ASSOCIATES, DESCRIBE, describe, draw, grade, sample_scenes
+from helpers.pairs.load import load_photos, load_raw
+from helpers.plots.cards import answer_card, image_grid, pair_card
+from helpers.world.scenes import (
+    ASSOCIATES,
+    DESCRIBE,
+    describe,
+    draw,
+    grade,
+    sample_scenes,
+)
 
 scenes = sample_scenes(4, "iid", seed=SEED)
 photos = load_photos().select(range(0, 40, 10))
@@ -116,13 +124,13 @@ for context, associate in ASSOCIATES.items():
 # the truth.
 
 # %%
-from helpers import pocket
+from helpers.vlm import pocket
 
 model, processor = pocket.load()
 count = 40 if QUICK else SCENES
 usual = sample_scenes(count, "iid", seed=SEED)
 usual_captions = pocket.captions(model, processor, usual)
-usual_result = pocket.hallucinations(usual_captions, usual)
+usual_result = scene_hallucination(usual_captions, usual)
 
 # %% [markdown]
 # Here is the scene with a pencil drawing that it describes best, by the number of phrases that are
@@ -142,7 +150,7 @@ card = answer_card(draw(usual[shown]), DESCRIBE, texts, right=usual[shown].nouns
 # %%
 traps = sample_scenes(count, "trap", seed=SEED)
 trap_captions = pocket.captions(model, processor, traps)
-result = pocket.hallucinations(trap_captions, traps)
+result = scene_hallucination(trap_captions, traps)
 fooled = [i for i, caption in enumerate(result.per_caption) if caption.prone_hits]
 fooled.sort(key=lambda i: "fork" not in result.per_caption[i].prone_hits)
 
@@ -205,7 +213,7 @@ axes = image_grid([draw(scene) for scene in versions], titles)
 # %%
 def still_named(changed):
     """In what share of the changed scenes the same false associate is named again."""
-    found = pocket.hallucinations(pocket.captions(model, processor, changed), changed)
+    found = scene_hallucination(pocket.captions(model, processor, changed), changed)
     again = [set(c.hallucinated) & named for c, named in zip(found.per_caption, false, strict=True)]
     return sum(map(bool, again)) / len(again)
 

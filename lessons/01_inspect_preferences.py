@@ -36,17 +36,22 @@ import numpy as np
 import PIL.Image
 from datasets import Image
 
-from helpers import plots, preferences, world
-from helpers.metrics import interval, ratio
-from helpers.printing import print_wrapped
-from helpers.tracks import choose
+from helpers.evaluation.intervals import interval, ratio
+from helpers.pairs.check import check_pairs, require_sound
+from helpers.pairs.images import PreferenceDataError, image_digest
+from helpers.pairs.load import load_photos, load_raw, split_by_image, word_diff
+from helpers.plots.cards import CHOSEN, REJECTED, pair_cards
+from helpers.plots.curves import length_histogram
+from helpers.plots.printing import print_wrapped
+from helpers.setup.tracks import choose
+from helpers.world.scenes import Scene, describe, grade
 
 track = choose(TRACK)
 print(track.name, "-", track.machine)
 
 # %%
-photos = preferences.load_photos()
-pairs = preferences.load_raw(track, "train", 200 if QUICK else None)
+photos = load_photos()
+pairs = load_raw(track, "train", 200 if QUICK else None)
 name = pairs[0]["ds_name"]
 print(f"photos: {len(photos)} pairs, {name}: {len(pairs)} pairs. One row:\n")
 row = photos[4]
@@ -59,8 +64,8 @@ for column, value in row.items():
 # A card is easier to judge. Words that differ are coloured. First four photographs, then two pairs of your track. On pocket these are drawings: things in colour, and some in faint pencil.
 
 # %% tags=["cover"] alt="Cards of four photographs, each with a question and two answers, chosen and rejected; the words in which they differ are coloured."
-cards = plots.pair_cards([photos[i] for i in (4, 5, 14, 31)])
-cards = plots.pair_cards([pairs[i] for i in (0, 1)])
+cards = pair_cards([photos[i] for i in (4, 5, 14, 31)])
+cards = pair_cards([pairs[i] for i in (0, 1)])
 
 # %% [markdown]
 # Three ways of making pairs stand behind these columns:
@@ -94,7 +99,7 @@ sets = {"photos": stored(photos), name: stored(pairs)}
 # %%
 for key, rows in sets.items():
     kinds = Counter(f"{header(row).format} {header(row).mode}" for row in rows)
-    pictures = len({preferences.image_digest(row["image"]) for row in rows})
+    pictures = len({image_digest(row["image"]) for row in rows})
     questions = len({row["question"] for row in rows})
     print(f"{key}: {len(rows)} pairs, {pictures} pictures, {questions} questions, {dict(kinds)}")
 
@@ -128,7 +133,7 @@ def lengths(rows, column):
 
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 for ax, (key, rows) in zip(axes, sets.items(), strict=True):
-    plots.length_histogram(lengths(rows, "chosen"), lengths(rows, "rejected"), ax)
+    length_histogram(lengths(rows, "chosen"), lengths(rows, "rejected"), ax)
     ax.set(xlabel=f"{key}: words in an answer")
 
 # %% [markdown]
@@ -154,7 +159,7 @@ def score(rows, points):
     """(share of points, low, high), with a 95% interval over pictures."""
     of_picture = {}
     for row, point in zip(rows, points, strict=True):
-        of_picture.setdefault(preferences.image_digest(row["image"]), []).append(point)
+        of_picture.setdefault(image_digest(row["image"]), []).append(point)
     sums = [(sum(mine), len(mine)) for mine in of_picture.values()]
     return np.mean(points), *interval(sums, ratio, seed=SEED)
 
@@ -192,8 +197,8 @@ fig, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for ax, (key, rows) in zip(axes, sets.items(), strict=True):
     notes = giveaways(rows)
     found = sorted(notes, key=lambda word: abs(notes[word][0] - notes[word][1]))[-12:]
-    ax.barh(found, [notes[w][0] for w in found], color=plots.CHOSEN, label="chosen only")
-    ax.barh(found, [-notes[w][1] for w in found], color=plots.REJECTED, label="rejected only")
+    ax.barh(found, [notes[w][0] for w in found], color=CHOSEN, label="chosen only")
+    ax.barh(found, [-notes[w][1] for w in found], color=REJECTED, label="rejected only")
     ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")
     ax.set(title=f"{key}: the most one-sided words", xlabel="pairs where only one answer has it")
 legend = fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -225,7 +230,7 @@ for key, rows in sets.items():
 
 # %%
 for key, dataset in (("photos", photos), (name, pairs)):
-    seen, unseen = map(stored, preferences.split_by_image(dataset, test_share=0.5, seed=SEED))
+    seen, unseen = map(stored, split_by_image(dataset, test_share=0.5, seed=SEED))
     notes = giveaways(seen)
     results[f"{key}: words, same pairs"] = score(seen, by_words(seen, notes))
     results[f"{key}: words, new pictures"] = score(unseen, by_words(unseen, notes))
@@ -251,7 +256,7 @@ steps = SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
 for op, a, b, c, d in steps:
     print(f"{op:8} {' '.join(left[a:b]):32} {' '.join(right[c:d])}")
 same = [left[a:b] for op, a, b, c, d in steps if op == "equal"]
-pieces = preferences.word_diff(row["chosen"], row["rejected"])
+pieces = word_diff(row["chosen"], row["rejected"])
 assert same == [piece for op, piece in pieces if op == "same"]
 
 # %% [markdown]
@@ -261,7 +266,7 @@ assert same == [piece for op, piece in pieces if op == "same"]
 # %%
 def changed(row):
     """The share of the words of both answers that are not common to them."""
-    pieces = preferences.word_diff(row["chosen"], row["rejected"])
+    pieces = word_diff(row["chosen"], row["rejected"])
     common = sum(2 * len(piece) for op, piece in pieces if op == "same")
     return 1 - common / sum(len(row[column].split()) for column in ("chosen", "rejected"))
 
@@ -278,10 +283,10 @@ legend = ax.legend(title="How different are the answers?")
 # Now the hard question. The chosen answer was *preferred*. Was it *right*? For photographs and RLAIF-V, only someone who looks can tell. For the pocket pairs we know: each scene was drawn from a list. `origin_split` holds it, and for each answer how many phrases are *false*, and how many true ones it *missed*.
 
 # %%
-known = pairs if track.name == "pocket" else preferences.load_raw(choose("pocket"), "train")
+known = pairs if track.name == "pocket" else load_raw(choose("pocket"), "train")
 truths = [json.loads(text) for text in known["origin_split"]]
-scenes = [world.Scene.from_json(truth["scene"]) for truth in truths]
-print_wrapped("truth:   ", world.describe(scenes[0]))
+scenes = [Scene.from_json(truth["scene"]) for truth in truths]
+print_wrapped("truth:   ", describe(scenes[0]))
 for column in ("chosen", "rejected"):
     print_wrapped(f"{column + ':':9}", known[0][column], truths[0][f"{column}_false_missed"])
 
@@ -291,7 +296,7 @@ for column in ("chosen", "rejected"):
 # **Predict.** In how many of these pairs does the *chosen* answer say something false?
 
 # %%
-graded = [list(world.grade(*both)) for both in zip(scenes, known["chosen"], strict=True)]
+graded = [list(grade(*both)) for both in zip(scenes, known["chosen"], strict=True)]
 assert graded == [truth["chosen_false_missed"] for truth in truths]
 false = np.array([[t[f"{c}_false_missed"][0] for c in ("chosen", "rejected")] for t in truths])
 less_wrong = (false[:, 0] > 0).mean()
@@ -314,10 +319,10 @@ title = ax.set_title("How many pairs have how many false phrases")
 
 # %%
 worst = np.argsort(-false[:, 0], kind="stable")[:2].tolist()
-plots.pair_cards([known[i] for i in worst])
+pair_cards([known[i] for i in worst])
 plt.show()
 for i in worst:
-    print_wrapped("truth:", world.describe(scenes[i]))
+    print_wrapped("truth:", describe(scenes[i]))
 
 # %% [markdown]
 # A false phrase that stands in both answers roughly cancels out of the loss. One that stands in the chosen answer alone is pushed *up* with it. So never use *chosen* as ground truth in an evaluation.
@@ -376,16 +381,16 @@ except OSError as error:
 # `require_sound` is the same check as a gate: it gives the data back, or stops. It never drops a row behind your back.
 
 # %%
-problems = preferences.check_pairs(faulty)
+problems = check_pairs(faulty)
 for problem in problems:
     print_wrapped(f"row {problem.row}  {problem.code}\n        {problem.message}")
 assert {problem.row for problem in problems} == planted
 
 # %%
-assert preferences.require_sound(sets["photos"]) is sets["photos"]
+assert require_sound(sets["photos"]) is sets["photos"]
 try:
-    preferences.require_sound(photos.rename_column("chosen", "preferred"))
-except preferences.PreferenceDataError as error:
+    require_sound(photos.rename_column("chosen", "preferred"))
+except PreferenceDataError as error:
     print_wrapped(error)
 
 # %% [markdown]
@@ -399,7 +404,7 @@ soft[30]["image"], soft[40]["image"] = soft[40]["image"], soft[30]["image"]  # w
 again = io.BytesIO()
 header(soft[22]).save(again, "JPEG", quality=60)  # the same picture and pair, in other bytes
 soft.append({**soft[22], "image": {"bytes": again.getvalue(), "path": None}})
-print("problems found:", len(preferences.check_pairs(soft)))
+print("problems found:", len(check_pairs(soft)))
 
 # %% [markdown]
 # None: each row is well formed. The first pair is about punctuation, the second teaches the opposite, the third is about another picture, and the last has a new digest. A checker sees form. For meaning, someone must look at the picture.

@@ -35,11 +35,14 @@ from datasets import Dataset, Image, List
 from PIL import Image as PILImage
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-from helpers import plots, preferences
-from helpers.models import load_policy
-from helpers.preferences import check_pairs, image_digest, split_by_image, to_conversational
-from helpers.stored import rows
-from helpers.tracks import choose
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import image_digest, rows
+from helpers.pairs.load import load, load_photos, load_raw, save, split_by_image
+from helpers.plots.cards import REJECTED, image_grid, pair_card
+from helpers.plots.curves import KINDS, token_strip
+from helpers.setup.tracks import choose
+from helpers.vlm.load import load_policy
 
 track = choose(TRACK, model=MODEL)
 print(track.machine)
@@ -52,11 +55,11 @@ print(track.machine)
 # so tell the column not to decode: you get the file as it is stored, its bytes.
 
 # %%
-photos = preferences.load_photos()
+photos = load_photos()
 stored = photos.cast_column("image", Image(decode=False))
 raw = stored[3]
 print(f"{raw['image']['path']}, {len(raw['image']['bytes'])} bytes")
-plots.pair_card(raw)
+pair_card(raw)
 plt.show()
 
 # %% [markdown]
@@ -123,7 +126,7 @@ worst = int(np.argmax(moved))
 was, now = pixels(before[worst]), pixels(after[worst])
 panels = [was, now, (10 * np.abs(was - now)).clip(0, 255)]
 panels = [PILImage.fromarray(panel.astype("uint8")) for panel in panels]
-plots.image_grid(panels, ["stored", "after the naive map", "difference, times 10"], columns=3)
+image_grid(panels, ["stored", "after the naive map", "difference, times 10"], columns=3)
 plt.show()
 # %% [markdown]
 # You hardly see the loss in the middle panel. It is there all the same, most of it where the
@@ -182,9 +185,9 @@ print(photo_pairs.features["prompt"])
 # and the two answers describe one.
 
 # %%
-raw_pairs = preferences.load_raw(track, "train", 8 if QUICK else PAIRS)
+raw_pairs = load_raw(track, "train", 8 if QUICK else PAIRS)
 pairs = to_conversational(raw_pairs)
-plots.pair_card(raw_pairs[0])
+pair_card(raw_pairs[0])
 plt.show()
 # %% [markdown]
 # A *processor* holds the chat template, the tokenizer and the image processor of a model. First the
@@ -194,7 +197,7 @@ plt.show()
 # %%
 from trl.data_utils import apply_chat_template
 
-from helpers.printing import print_wrapped
+from helpers.plots.printing import print_wrapped
 
 pair = pairs[0]
 prompt = processor.apply_chat_template(pair["prompt"], add_generation_prompt=True)
@@ -284,7 +287,7 @@ def parts_of(batch):
 from matplotlib.colors import to_rgb
 
 figure, ax = plt.subplots(figsize=(9, 3), layout="constrained")
-colours = [plots.KINDS[part] for part in PARTS]
+colours = [KINDS[part] for part in PARTS]
 ax.imshow(np.array([to_rgb(c) for c in colours])[parts_of(batch)], aspect="auto")
 ax.set_yticks(range(8), [f"{side} {i}" for side in ("chosen", "rejected") for i in range(4)])
 ax.set(xlabel="position (tokens)", ylabel="row of the batch", title="One batch of four pairs")
@@ -302,7 +305,7 @@ plt.show()
 # %%
 def show(batch, row):
     tokens = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][row].tolist())
-    return plots.token_strip(tokens, PARTS[parts_of(batch)[row]].tolist())
+    return token_strip(tokens, PARTS[parts_of(batch)[row]].tolist())
 
 
 for row in (0, 4):
@@ -322,7 +325,7 @@ seen = tile.permute(1, 2, 0).numpy() * std + mean
 seen = PILImage.fromarray((255 * seen).round().clip(0, 255).astype("uint8"))
 full_size = pair["images"][0]
 names = [f"{name}, {p.width} x {p.height}" for name, p in (("stored", full_size), ("seen", seen))]
-axes = plots.image_grid([full_size, seen, seen], [*names, "a square, an image token"], columns=3)
+axes = image_grid([full_size, seen, seen], [*names, "a square, an image token"], columns=3)
 side = round(processor.image_seq_len**0.5)
 for line in np.linspace(-0.5, seen.width - 0.5, side + 1):
     axes[2].axhline(line, color="#0072B2", linewidth=2.5)
@@ -372,7 +375,7 @@ for cut in (10, len(full)):
 # and sum the scored ones (lesson 03 explains the loss):
 
 # %%
-from helpers.objectives import dpo_loss
+from helpers.dpo.losses import dpo_loss
 
 per_token = torch.randn(4, 1, cut, requires_grad=True)
 losses, _, _ = dpo_loss(*(per_token * scored[0]).sum(-1), beta=0.1)
@@ -453,7 +456,7 @@ def random_leak(seed):
 leaks = [random_leak(SEED + i) for i in range(10 if QUICK else 100)]
 figure, ax = plt.subplots(figsize=(7, 3), layout="constrained")
 values, counts = np.unique(leaks, return_counts=True)
-ax.bar(values, counts / len(leaks), color=plots.REJECTED)
+ax.bar(values, counts / len(leaks), color=REJECTED)
 ax.axvline(np.mean(leaks), color="black", ls="--", label=f"mean {np.mean(leaks):.1f}")
 ax.set(xlabel="photographs on both sides", ylabel="share of the splits", xlim=(-0.5, None))
 ax.set_title(f"What a random split of the rows leaks, {len(leaks)} seeds")
@@ -490,8 +493,8 @@ print(f"{len(train)} rows to train on, {len(test)} to test on, no photograph on 
 # every row, bytes included.
 
 # %%
-preferences.save(train, "runs/02_pairs")
-again = preferences.load("runs/02_pairs")
+save(train, "runs/02_pairs")
+again = load("runs/02_pairs")
 assert list(rows(again)) == list(rows(train))
 print(f"{len(again)} pairs, each the same to the byte")
 

@@ -34,12 +34,19 @@ import torch
 from peft import get_peft_model
 from trl import DPOConfig, DPOTrainer
 
-from helpers import budget, models, objectives, plots, pocket, smolvlm
-from helpers.machine import Machine, precision, this_machine
-from helpers.preferences import load_raw, to_conversational
-from helpers.printing import print_wrapped
-from helpers.tracks import choose
-from helpers.trainer import SetupError, check_setup, dpo_config
+from helpers.dpo.losses import dpo_loss, hinge_loss
+from helpers.dpo.trainer import SetupError, check_setup, dpo_config
+from helpers.pairs.format import to_conversational
+from helpers.pairs.load import load_raw
+from helpers.plots.cards import CHOSEN, REJECTED, pair_card
+from helpers.plots.curves import beta_curves
+from helpers.plots.printing import print_wrapped
+from helpers.setup.machine import Machine, precision, this_machine
+from helpers.setup.tracks import choose
+from helpers.vlm import memory as budget
+from helpers.vlm import pocket, smolvlm
+from helpers.vlm.answers import IGNORED, sequence_logps
+from helpers.vlm.load import TEXT_LINEARS, limit_edge, load, load_policy, lora_config
 
 # %%
 track = choose(TRACK, model=MODEL)
@@ -73,12 +80,12 @@ loss = -math.log(1 / (1 + math.exp(-margin)))
 print(f"rewards {chosen_reward:+.2f} and {rejected_reward:+.2f}, margin {margin:+.2f}")
 print(f"loss {loss:.4f}; at margin 0 it would be ln 2 = {math.log(2):.4f}")
 
-helper_loss = objectives.dpo_loss(*(torch.tensor([float(x)]) for x in four), BETA)[0]
+helper_loss = dpo_loss(*(torch.tensor([float(x)]) for x in four), BETA)[0]
 assert abs(helper_loss.item() - loss) < 1e-6  # the same for many pairs at once
 
 # %% [markdown]
 # Two nats of progress move the loss only a little below ln 2. Keep that scale in mind when you watch
-# a training curve. The last lines check that `helpers.objectives.dpo_loss` says the same.
+# a training curve. The last lines check that `helpers.dpo.losses.dpo_loss` says the same.
 #
 # ### What beta does
 #
@@ -86,7 +93,7 @@ assert abs(helper_loss.item() - loss) < 1e-6  # the same for many pairs at once
 # Predict which one is flat first on the right: the one with the high or with the low beta?
 
 # %%
-plots.beta_curves((0.05, 0.1, 0.5))
+beta_curves((0.05, 0.1, 0.5))
 plt.show()
 
 # %% [markdown]
@@ -122,7 +129,7 @@ plt.show()
 # separate reference: with an adapter, the reference is the same model with the adapter switched off.
 
 # %%
-model, processor = models.load_policy(track)
+model, processor = load_policy(track)
 pairs = to_conversational(load_raw(track, "train", PAIRS))
 config = dpo_config(track, "runs/03", seed=SEED, beta=BETA)
 trainer = DPOTrainer(
@@ -130,7 +137,7 @@ trainer = DPOTrainer(
     args=config,
     train_dataset=pairs,
     processing_class=processor,
-    peft_config=models.lora_config(model, track.lora_rank),
+    peft_config=lora_config(model, track.lora_rank),
 )
 policy = trainer.model.train()  # there is no dropout to switch on
 
@@ -157,17 +164,17 @@ def token_logps(model):
     return logps * batch["completion_mask"][:, 1:]
 
 
-labels = batch["input_ids"].where(batch["completion_mask"] == 1, objectives.IGNORED)
+labels = batch["input_ids"].where(batch["completion_mask"] == 1, IGNORED)
 with torch.no_grad():
     by_token = token_logps(policy)
-    sums = objectives.sequence_logps(policy(**inputs).logits, labels)
+    sums = sequence_logps(policy(**inputs).logits, labels)
 assert torch.allclose(sums, by_token.sum(1), atol=1e-3)  # the helper's sums
 
 # %% [markdown]
 # Here is the first pair of the batch.
 
 # %% tags=["cover"] alt="A card: a drawn scene with a house, a ball and a book, the question what you see, and two answers, chosen and rejected; the words in which they differ are coloured."
-card = plots.pair_card(load_raw(track, "train", 1)[0])
+card = pair_card(load_raw(track, "train", 1)[0])
 
 # %% [markdown]
 # Look at it token by token. Predict where the bars are long: on "I see", or on the words that say
@@ -185,8 +192,8 @@ def show_tokens(ax, row, name, colour):
 
 
 figure, axes = plt.subplots(2, 1, figsize=(9, 6), layout="constrained", sharey=True)
-show_tokens(axes[0], 0, "chosen", plots.CHOSEN)
-show_tokens(axes[1], PAIRS, "rejected", plots.REJECTED)
+show_tokens(axes[0], 0, "chosen", CHOSEN)
+show_tokens(axes[1], PAIRS, "rejected", REJECTED)
 axes[1].set_xlabel("token of the answer (the first 32)")
 plt.show()
 
@@ -210,9 +217,7 @@ with torch.no_grad():
     policy_logps = logps(policy)
     with policy.disable_adapter():
         reference_logps = logps(policy)
-losses, chosen_rewards, rejected_rewards = objectives.dpo_loss(
-    *policy_logps, *reference_logps, BETA
-)
+losses, chosen_rewards, rejected_rewards = dpo_loss(*policy_logps, *reference_logps, BETA)
 step0_loss = losses.mean().item()
 step0_margin = (chosen_rewards - rejected_rewards).abs().max().item()
 print(f"loss {step0_loss:.6f}, ln 2 = {math.log(2):.6f}, largest margin {step0_margin:.6f}")
@@ -235,7 +240,7 @@ with torch.no_grad():
         weight += 0.05 * torch.randn_like(weight)
     policy_logps = logps(policy)
     trl_loss = trainer.compute_loss(policy, batch).item()
-our_loss = objectives.dpo_loss(*policy_logps, *reference_logps, BETA)[0].mean().item()
+our_loss = dpo_loss(*policy_logps, *reference_logps, BETA)[0].mean().item()
 
 apart = abs(our_loss - trl_loss)
 assert apart < (1e-6 if track.dtype == "float32" else 1e-2)  # half precision rounds
@@ -248,7 +253,7 @@ print(f"by hand {our_loss:.7f}, TRL {trl_loss:.7f}, apart {apart:.1e}")
 # %%
 tokens = batch["completion_mask"][:, 1:].sum(1).chunk(2)
 means = [x / n for x, n in zip((*policy_logps, *reference_logps), (*tokens, *tokens))]
-mean_loss = objectives.dpo_loss(*means, BETA)[0].mean().item()
+mean_loss = dpo_loss(*means, BETA)[0].mean().item()
 print(f"with sums {our_loss:.4f}, with means {mean_loss:.4f}, ln 2 {math.log(2):.4f}")
 print(f"an answer has {torch.cat(tokens).float().mean():.0f} tokens on average")
 
@@ -286,11 +291,11 @@ def train_by_hand(objective, learning_rate, steps):
 # one down?
 
 # %%
-path = train_by_hand(objectives.dpo_loss, track.learning_rate, STEPS)
+path = train_by_hand(dpo_loss, track.learning_rate, STEPS)
 chosen_change, rejected_change = (path[1] - path[0]).numpy()
 figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
-ax.bar(np.arange(PAIRS) - 0.2, chosen_change, 0.4, color=plots.CHOSEN, label="chosen")
-ax.bar(np.arange(PAIRS) + 0.2, rejected_change, 0.4, color=plots.REJECTED, label="rejected")
+ax.bar(np.arange(PAIRS) - 0.2, chosen_change, 0.4, color=CHOSEN, label="chosen")
+ax.bar(np.arange(PAIRS) + 0.2, rejected_change, 0.4, color=REJECTED, label="rejected")
 ax.axhline(0, color="black", linewidth=0.8)
 ax.set(title="One step", xlabel="pair", ylabel="change of the log-prob (nats)")
 ax.legend()
@@ -311,7 +316,7 @@ print(f"the margin grew in {(chosen_change > rejected_change).mean():.0%}")
 # another loss (`hinge`, dashed) matters as much. The axis is logarithmic above 0.001.
 
 # %%
-dpo, hinge, rate = objectives.dpo_loss, objectives.hinge_loss, track.learning_rate
+dpo, hinge, rate = dpo_loss, hinge_loss, track.learning_rate
 trials = [(dpo, r) for r in sorted({1e-6, 1e-5, rate, 10 * rate})] + [(hinge, rate)]
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 for objective, r in trials:
@@ -489,10 +494,10 @@ for name in matched(["q_proj", "v_proj"])[::3]:
 
 # %% [markdown]
 # The list also hits the vision tower, whose layers have the same names. The course writes a regular
-# expression that must pass through the text model: `helpers.models.TEXT_LINEARS`.
+# expression that must pass through the text model: `helpers.vlm.load.TEXT_LINEARS`.
 
 # %%
-patterns = {'["q_proj", "v_proj"]': ["q_proj", "v_proj"], "TEXT_LINEARS": models.TEXT_LINEARS}
+patterns = {'["q_proj", "v_proj"]': ["q_proj", "v_proj"], "TEXT_LINEARS": TEXT_LINEARS}
 figure, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
 for row, (name, pattern) in enumerate(patterns.items()):
     vision = sum("vision_model" in layer for layer in matched(pattern))
@@ -517,8 +522,8 @@ print(
 # > what you will find in a layer: which part is stored in 4 bits?
 
 # %%
-small, _ = models.load(pocket.CHECKPOINT, quantize=True)
-layer = get_peft_model(small, models.lora_config(small)).base_model.model.model.text_model.layers[0]
+small, _ = load(pocket.CHECKPOINT, quantize=True)
+layer = get_peft_model(small, lora_config(small)).base_model.model.model.text_model.layers[0]
 print("base   ", layer.self_attn.q_proj.base_layer.weight.dtype, "(two 4-bit numbers in a byte)")
 print("adapter", layer.self_attn.q_proj.lora_A["default"].weight.dtype)
 
@@ -529,7 +534,7 @@ print("adapter", layer.self_attn.q_proj.lora_A["default"].weight.dtype)
 #
 # ## Two budgets: tokens and memory
 #
-# How many positions does one picture take? `helpers.smolvlm` holds SmolVLM's published numbers: for
+# How many positions does one picture take? `helpers.vlm.smolvlm` holds SmolVLM's published numbers: for
 # the 256M, tiles of 512 pixels, 64 tokens a tile, pictures enlarged to 2,048 pixels first. (The
 # tokenizer is the pocket one; only image tokens are counted.) Predict those of 640 x 640 pixels.
 
@@ -539,7 +544,7 @@ settings = {"SmolVLM, 2048 first": 2048, "longest edge 1024": 1024, "longest edg
 figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
 for i, (setting, edge) in enumerate(settings.items()):
     reader = smolvlm.processor("256M", pocket.build_tokenizer())
-    models.limit_edge(reader, edge)
+    limit_edge(reader, edge)
     counts = [budget.image_tokens(reader, *size) for size in sizes.values()]
     ax.bar(np.arange(3) + 0.26 * (i - 1), counts, 0.26, label=setting)
     print(f"{setting:20}", dict(zip(sizes, counts)))

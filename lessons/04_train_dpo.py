@@ -24,8 +24,8 @@ OUT = "runs/04"  # checkpoints and the adapter; on Colab: "/content/drive/MyDriv
 # ends. Run `from google.colab import drive; drive.mount("/content/drive")` in a cell of its own and
 # set `OUT` to a folder there. (This was not run on Colab.)
 #
-# The usual imports. What is new here comes from `helpers.trainer`, a few lines around TRL's
-# `DPOTrainer`, and from `helpers.checkpoints`, which keeps a run through a lost connection.
+# The usual imports. What is new here comes from `helpers.dpo.trainer`, a few lines around TRL's
+# `DPOTrainer`, and from `helpers.dpo.checkpoints`, which keeps a run through a lost connection.
 
 # %%
 from pathlib import Path
@@ -35,13 +35,21 @@ from peft import PeftModel
 from trl import DPOTrainer
 
 from benchmarks import flops
-from helpers import checkpoints, plots, pocket, smolvlm, steptime, world
-from helpers.generate import answer_logps, answers
-from helpers.models import load_policy
-from helpers.preferences import load_raw, require_sound, to_conversational
-from helpers.printing import print_wrapped
-from helpers.tracks import choose
-from helpers.trainer import LiveCurve, SetupError, StopAt, check_setup, dpo_trainer
+from helpers.dpo import checkpoints
+from helpers.dpo.timing import step_times
+from helpers.dpo.trainer import LiveCurve, SetupError, StopAt, check_setup, dpo_trainer
+from helpers.evaluation.metrics import scene_hallucination
+from helpers.pairs.check import require_sound
+from helpers.pairs.format import to_conversational
+from helpers.pairs.load import load_raw
+from helpers.plots.cards import answer_card, pair_cards
+from helpers.plots.curves import training_curves
+from helpers.plots.printing import print_wrapped
+from helpers.setup.tracks import choose
+from helpers.vlm import smolvlm
+from helpers.vlm.answers import answer_logps, answers
+from helpers.vlm.load import load_policy
+from helpers.world.scenes import DESCRIBE, NOUNS, draw, sample_scenes
 
 track = choose(TRACK, model=MODEL)
 print(f"track {track.name}: {track.machine}; here: {track.dtype} on {track.device}")
@@ -66,7 +74,7 @@ print(f"{weights:,} weights, {len(pairs):,} pairs")
 # the rejected answer: a thing too many, a thing too few, or a wrong colour?
 
 # %% tags=["cover"] alt="Two cards: drawn scenes, each with the question what you see and two answers, chosen and rejected; the words in which they differ are coloured."
-_ = plots.pair_cards([raw[i] for i in range(2)])
+_ = pair_cards([raw[i] for i in range(2)])
 
 # %% [markdown]
 # `require_sound` has already stopped us if a row were broken. It cannot see a wrong *set-up*. That
@@ -82,7 +90,7 @@ _ = plots.pair_cards([raw[i] for i in range(2)])
 # %%
 folder = Path(OUT, "quick", track.name) if QUICK else Path(OUT, track.name)
 settings = {"seed": SEED, "logging_steps": 1 if QUICK else 4}
-curve = LiveCurve(plots.training_curves)  # drawn while it trains, further down
+curve = LiveCurve(training_curves)  # drawn while it trains, further down
 trainer = dpo_trainer(model, processor, pairs, track, folder, [curve], **settings)
 
 # %% [markdown]
@@ -179,8 +187,8 @@ batch_of_pairs = pairs.select(range(track.batch_size))
 
 # %%
 trainers = {"TRL's DPOTrainer": stock, "each picture once": shared}
-times = steptime.step_times(trainers, batch_of_pairs)
-_ = plots.step_times(times)
+times = step_times(trainers, batch_of_pairs)
+_ = step_times(times)
 
 # %% [markdown]
 # The tower looks once instead of four times, and the picture is prepared once instead of twice. The
@@ -412,9 +420,9 @@ print(f"mean change by training: {(after - reference).mean():+.2f} nats per chos
 
 # %%
 if track.name == "pocket":
-    scenes = world.sample_scenes(60 if QUICK else 300, "trap", "test", seed=SEED)
-    images = [world.draw(scene) for scene in scenes]
-    questions = [world.DESCRIBE] * len(scenes)
+    scenes = sample_scenes(60 if QUICK else 300, "trap", "test", seed=SEED)
+    images = [draw(scene) for scene in scenes]
+    questions = [DESCRIBE] * len(scenes)
 else:
     SIDES, held_out = ("chosen", "rejected"), load_raw(track, "test", 16)
     images, questions = held_out["image"], held_out["question"]
@@ -433,10 +441,8 @@ print(f"{len(changed)} of {len(images)} answers changed")
 # %%
 for i in changed[:2]:
     truth = scenes[i].nouns if track.name == "pocket" else set()
-    marks = {"wrong": set(world.NOUNS) - truth, "right": truth} if truth else {}
-    plots.answer_card(
-        images[i], questions[i], {"base": base_says[i], "tuned": tuned_says[i]}, **marks
-    )
+    marks = {"wrong": set(NOUNS) - truth, "right": truth} if truth else {}
+    answer_card(images[i], questions[i], {"base": base_says[i], "tuned": tuned_says[i]}, **marks)
 
 # %% [markdown]
 # And counted over all of them: the share of trap captions that name something that is not there
@@ -445,7 +451,7 @@ for i in changed[:2]:
 
 # %% tags=["key-figure"]
 if track.name == "pocket":
-    b, t = (pocket.hallucinations(says, scenes) for says in (base_says, tuned_says))
+    b, t = (scene_hallucination(says, scenes) for says in (base_says, tuned_says))
     print(
         f"trap Hal {b.chair_s:.0%} -> {t.chair_s:.0%}, trap Cover {b.cover:.0%} -> {t.cover:.0%}"
         f" ({len(scenes)} scenes, one seed)"

@@ -22,7 +22,7 @@ PUSH_TO = None  # "you/name-of-the-adapter" pushes the tuned adapter to the Hub;
 OUT = "runs/05"  # checkpoints; on Colab: "/content/drive/MyDrive/vlm-dpo-05" outlives the machine
 
 # %% [markdown]
-# Everything this lesson needs is known from the lessons before, except `helpers.metrics`: counts of
+# Everything this lesson needs is known from the lessons before, except `helpers.evaluation.metrics`: counts of
 # hallucinated objects, bootstrap intervals and paired comparisons.
 
 # %%
@@ -33,16 +33,24 @@ import numpy as np
 from IPython.display import Markdown
 from tqdm.auto import tqdm
 
-from helpers import checkpoints, metrics, plots, pocket, world
-from helpers.controls import swapped
-from helpers.generate import answer_logps, answers
-from helpers.hub.publish import Data, Measured, adapter_card, push_adapter, settings_of
-from helpers.hub.streaming import source_of
-from helpers.machine import this_machine
-from helpers.models import load_policy
-from helpers.preferences import load_raw, to_conversational
-from helpers.tracks import choose
-from helpers.trainer import dpo_trainer
+from helpers.dpo import checkpoints
+from helpers.dpo.modelcard import Data, Measured, adapter_card, settings_of
+from helpers.dpo.publish import push_adapter
+from helpers.dpo.trainer import dpo_trainer
+from helpers.evaluation import metrics
+from helpers.evaluation.controls import swapped
+from helpers.evaluation.metrics import scene_hallucination
+from helpers.pairs.format import to_conversational
+from helpers.pairs.load import load_raw
+from helpers.pairs.rlaifv import source_of
+from helpers.plots.cards import TUNED, answer_card
+from helpers.plots.curves import before_after, margin_histogram
+from helpers.setup.machine import this_machine
+from helpers.setup.tracks import choose
+from helpers.vlm import pocket
+from helpers.vlm.answers import answer_logps, answers
+from helpers.vlm.load import load_policy
+from helpers.world.scenes import DESCRIBE, NOUNS, draw, sample_scenes
 
 # %%
 track = choose(TRACK, model=MODEL)
@@ -129,7 +137,7 @@ for name, values in margins.items():
     )
 
 # %%
-_ = plots.margin_histogram(margins["base"], margins["tuned"])
+_ = margin_histogram(margins["base"], margins["tuned"])
 
 # %% [markdown]
 # The brackets are 95% bootstrap intervals over the held-out pairs. Overlapping brackets do not prove
@@ -160,9 +168,7 @@ for name in LOSSES:
 
 # %%
 COUNT = 100 if QUICK else 600
-scenes = {
-    split: world.sample_scenes(COUNT, split, seed=f"lesson {SEED}") for split in ("trap", "iid")
-}
+scenes = {split: sample_scenes(COUNT, split, seed=f"lesson {SEED}") for split in ("trap", "iid")}
 
 
 def speak(model):
@@ -184,11 +190,11 @@ says = {name: speak(model) for name, model in first.items()}
 for i in range(3):
     if track.name == "pocket":
         scene, given = scenes["trap"][i], {name: says[name]["trap"][i] for name in first}
-        wrong = set(world.NOUNS) - scene.nouns
-        plots.answer_card(world.draw(scene), world.DESCRIBE, given, wrong, scene.nouns)
+        wrong = set(NOUNS) - scene.nouns
+        answer_card(draw(scene), DESCRIBE, given, wrong, scene.nouns)
     else:
         given = {name: says[name]["held out"][i] for name in first}
-        plots.answer_card(held_out[i]["image"], held_out[i]["question"], given)
+        answer_card(held_out[i]["image"], held_out[i]["question"], given)
 
 # %% [markdown]
 # Examples persuade and prove nothing. Two figures over all scenes do better, always together.
@@ -198,7 +204,7 @@ for i in range(3):
 
 # %%
 def hallucination(name, split):
-    return pocket.hallucinations(says[name][split], scenes[split])
+    return scene_hallucination(says[name][split], scenes[split])
 
 
 def hal_and_cover(found):
@@ -228,7 +234,7 @@ for name in first if track.name == "pocket" else ():
 
 # %%
 if table:
-    plots.before_after(
+    before_after(
         [f"{split} {metric}" for split, metric in rows],
         {name: [value for value, _ in cells] for name, cells in table.items()},
         {name: [ends for _, ends in cells] for name, cells in table.items()},
@@ -280,8 +286,8 @@ for split in scenes if track.name == "pocket" else ():
 ranked = sorted(((gain[s][i], s, i) for s in gain for i in range(COUNT)), key=lambda row: row[0])
 for change, split, i in [ranked[-1], ranked[0], ranked[1]] if track.name == "pocket" else ():
     scene, given = scenes[split][i], {name: says[name][split][i] for name in ("base", "tuned")}
-    wrong = set(world.NOUNS) - scene.nouns
-    axis = plots.answer_card(world.draw(scene), world.DESCRIBE, given, wrong, scene.nouns)
+    wrong = set(NOUNS) - scene.nouns
+    axis = answer_card(draw(scene), DESCRIBE, given, wrong, scene.nouns)
     axis.set_title(
         f"{split} scene {i}: {abs(change)} object(s) {'better' if change > 0 else 'worse'}",
         fontsize=11,
@@ -316,7 +322,7 @@ axis.hist(
     [margins["tuned"], blind["tuned"]],
     bins=30,
     label=["its own picture", "another picture"],
-    color=[plots.TUNED, "0.7"],
+    color=[TUNED, "0.7"],
 )
 axis.axvline(0, color="black", linewidth=1)
 axis.set(title="The tuned model's margins", xlabel="margin of a pair, in nats", ylabel="pairs")
@@ -349,7 +355,7 @@ for label, b, t in (
 scores = {("base", SEED): {s: hallucination("base", s) for s in scenes}} if table else {}
 for (name, seed), model in models.items() if table else ():
     texts = says[name] if seed == SEED else speak(model)
-    scores[name, seed] = {s: pocket.hallucinations(texts[s], scenes[s]) for s in scenes}
+    scores[name, seed] = {s: scene_hallucination(texts[s], scenes[s]) for s in scenes}
 
 # %%
 summary = {}

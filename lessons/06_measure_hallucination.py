@@ -25,7 +25,7 @@ KEPT = "runs/06"  # answers, as they come: an interrupted evaluation goes on fro
 AMBER = None  # a folder with AMBER's files, for the GPU tracks; see the last section
 
 # %% [markdown]
-# The metrics live in `helpers.metrics`, the intervals in `helpers.intervals`, and the readers of the
+# The metrics live in `helpers.evaluation.metrics`, the intervals in `helpers.evaluation.intervals`, and the readers of the
 # public file formats in `helpers.hallucination`. Given the same answers, they print the same figures
 # as the public programs of CHAIR, AMBER and POPE.
 
@@ -37,16 +37,19 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from helpers import intervals, metrics, plots, pocket, world
-from helpers.checkpoints import trained
-from helpers.controls import blanked, degenerate, swapped
-from helpers.hallucination import amber
-from helpers.kept import kept_answers, kept_log_odds
-from helpers.models import load_policy
-from helpers.preferences import load_raw, to_conversational
-from helpers.probing import amber_queries, photo_probes, probes_for
-from helpers.tracks import choose
-from helpers.trainer import dpo_trainer
+from helpers.dpo.checkpoints import trained
+from helpers.dpo.trainer import dpo_trainer
+from helpers.evaluation import amber, intervals, metrics
+from helpers.evaluation.controls import blanked, degenerate, swapped
+from helpers.evaluation.metrics import scene_hallucination
+from helpers.evaluation.probes import amber_queries, photo_probes, probes_for
+from helpers.pairs.format import to_conversational
+from helpers.pairs.load import load_raw
+from helpers.plots.cards import TUNED, answer_card
+from helpers.setup.tracks import choose
+from helpers.vlm.kept import kept_answers, kept_log_odds
+from helpers.vlm.load import load_policy
+from helpers.world.scenes import ASSOCIATES, DESCRIBE, NOUNS, draw, sample_scenes
 
 # %%
 tracks = {t.name: t for t in (choose("pocket"), choose(TRACK, model=MODEL))}
@@ -87,15 +90,13 @@ models, processor = families["pocket"]
 # caption names and compares them with those in the picture. Three captions of one scene:
 
 # %% tags=["cover"] alt="A card: a drawn scene, the question what you see, and three captions; what they name is green if it is in the picture, and in a box if it is not."
-scene = world.sample_scenes(1, "trap", "test", seed=SEED)[0]
+scene = sample_scenes(1, "trap", "test", seed=SEED)[0]
 print("in the picture:", ", ".join(sorted(scene.nouns)))
-(absent,) = [a for c, a in world.ASSOCIATES.items() if c in scene.nouns and a not in scene.nouns][
-    :1
-]
+(absent,) = [a for c, a in ASSOCIATES.items() if c in scene.nouns and a not in scene.nouns][:1]
 present = sorted(scene.nouns)[0]
 three = [f"I see a {present}.", f"I see a {present} and a {absent}.", f"A {absent}. Two {absent}s."]
 numbered = {f"caption {i}": text for i, text in enumerate(three, start=1)}
-card = plots.answer_card(world.draw(scene), world.DESCRIBE, numbered, {absent}, scene.nouns)
+card = answer_card(draw(scene), DESCRIBE, numbered, {absent}, scene.nouns)
 
 # %% [markdown]
 # Two figures come out. *CHAIRi* is the share of object **mentions** that are wrong; repeats count.
@@ -106,7 +107,7 @@ card = plots.answer_card(world.draw(scene), world.DESCRIBE, numbered, {absent}, 
 wrong, named = [0, 1, 2], [1, 2, 2]  # mentions of absent objects, and of all, in each caption
 print(f"CHAIRi = {sum(wrong)} of {sum(named)} mentions")
 print(f"CHAIRs = {sum(map(bool, wrong))} of {len(three)} captions")
-found = pocket.hallucinations(three, [scene] * 3)
+found = scene_hallucination(three, [scene] * 3)
 assert (found.hallucinated_mentions, found.mentions) == (sum(wrong), sum(named))
 assert (found.hallucinating_captions, found.captions) == (2, 3)
 
@@ -123,10 +124,8 @@ assert (found.hallucinating_captions, found.captions) == (2, 3)
 
 # %%
 count = 60 if QUICK else SCENES
-scenes = [
-    s for split in ("trap", "iid") for s in world.sample_scenes(count, split, "test", seed=SEED)
-]
-pictures, asked = [world.draw(s) for s in scenes], [world.DESCRIBE] * len(scenes)
+scenes = [s for split in ("trap", "iid") for s in sample_scenes(count, split, "test", seed=SEED)]
+pictures, asked = [draw(s) for s in scenes], [DESCRIBE] * len(scenes)
 
 
 def say(model, images):
@@ -151,7 +150,7 @@ says |= {name: lazy[name] for name in ("silence", "longest caption")}
 # %%
 def figures(texts, chosen):
     """{metric: Estimate} of the captions of the chosen scenes (their positions)."""
-    found = pocket.hallucinations([texts[i] for i in chosen], [scenes[i] for i in chosen])
+    found = scene_hallucination([texts[i] for i in chosen], [scenes[i] for i in chosen])
     each = found.per_caption
     counts = {
         "CHAIRi": [(len(c.hallucinated), len(c.mentioned)) for c in each],
@@ -207,7 +206,7 @@ plt.show()
 
 # %%
 def false_in(name, chosen):
-    found = pocket.hallucinations([says[name][i] for i in chosen], [scenes[i] for i in chosen])
+    found = scene_hallucination([says[name][i] for i in chosen], [scenes[i] for i in chosen])
     return [bool(c.hallucinated) for c in found.per_caption]
 
 
@@ -234,7 +233,7 @@ for split, chosen in (("trap", traps), ("iid", usual)):
 
 # %%
 def errors(name):
-    found = pocket.hallucinations(says[name], scenes).per_caption
+    found = scene_hallucination(says[name], scenes).per_caption
     return np.array([len(set(c.hallucinated)) + len(c.truth - c.hits) for c in found])
 
 
@@ -250,8 +249,8 @@ def gallery(chosen, title):
     figure, axes = plt.subplots(len(chosen), figsize=(9, 2.6 * len(chosen)), layout="constrained")
     for ax, i in zip(np.atleast_1d(axes), chosen):
         given = {name: says[name][i] for name in ("base", "tuned")}
-        wrong = set(world.NOUNS) - scenes[i].nouns
-        plots.answer_card(pictures[i], world.DESCRIBE, given, wrong, scenes[i].nouns, ax)
+        wrong = set(NOUNS) - scenes[i].nouns
+        answer_card(pictures[i], DESCRIBE, given, wrong, scenes[i].nouns, ax)
         ax.set_title(f"{title}: {abs(gain[i])} object(s)", fontsize=11)
     plt.show()
 
@@ -370,7 +369,7 @@ for disagree in (0.002, 0.01, 0.05, 0.10):
 # %%
 shares = np.geomspace(0.0012, 0.2, 40)
 figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
-ax.loglog(shares, [intervals.needed(0.001, share) for share in shares], color=plots.TUNED)
+ax.loglog(shares, [intervals.needed(0.001, share) for share in shares], color=TUNED)
 ax.axhline(n, color="black", linestyle=":", label="AMBER's 14,216 questions")
 ax.set(title="To see +0.1 points", xlabel="share of answers that change in being right")
 ax.set(ylabel="questions needed")

@@ -26,7 +26,7 @@ IMAGE_REWARD = None  # likewise, what ranks the pictures
 TEXT_REWARD = None  # and the judge of answers that reads text alone
 
 # %% [markdown]
-# What makes pairs lives in `helpers.synthesis`, what lets people label them in `helpers.annotate`.
+# What makes pairs, and what lets people label them, is in `helpers.feedback`.
 
 # %%
 import json
@@ -41,20 +41,34 @@ from IPython.display import display
 from PIL import Image
 
 from benchmarks import preference_sources
-from helpers import agreement, annotate, checkpoints, plots, pocket, synthesis, world
-from helpers.generate import answer_logps
+from helpers.dpo import checkpoints
+from helpers.dpo.trainer import check_setup, dpo_trainer
 
 # %%
-from helpers.intervals import estimate
-from helpers.models import load_policy
-from helpers.preferences import load_photos, load_raw, require_sound, to_conversational
-from helpers.printing import print_wrapped
-from helpers.synthesis import Parts, Prompt, Settings, SynthesisError, rlaifv_pairs, sources
-from helpers.synthesis import pocket_parts as parts
-from helpers.synthesis.filters import length_of
-from helpers.synthesis.store import read_parts
-from helpers.tracks import choose
-from helpers.trainer import check_setup, dpo_trainer
+from helpers.evaluation.intervals import estimate
+from helpers.feedback import agreement, sources
+from helpers.feedback import pocket_parts as parts
+from helpers.feedback.filters import length_of
+from helpers.feedback.items import Prompt, SynthesisError
+from helpers.feedback.labels import pair_keys
+from helpers.feedback.own_samples import preference_scenes
+from helpers.feedback.pairing import rlaifv_pairs
+from helpers.feedback.pipeline import run
+from helpers.feedback.plan import Parts, Settings
+from helpers.feedback.session import Session
+from helpers.feedback.store import read_parts
+from helpers.feedback.votes import conflict_cards, read_votes, to_preferences
+from helpers.feedback.widget import annotate
+from helpers.pairs.check import require_sound
+from helpers.pairs.format import to_conversational
+from helpers.pairs.load import load_photos, load_raw
+from helpers.plots.cards import image_grid, pair_cards
+from helpers.plots.printing import print_wrapped
+from helpers.setup.tracks import choose
+from helpers.vlm import pocket
+from helpers.vlm.answers import answer_logps
+from helpers.vlm.load import load_policy
+from helpers.world import scenes as world
 
 track = choose(TRACK, model=MODEL)
 model, processor = load_policy(track)
@@ -79,7 +93,7 @@ print(f"track {track.name}: {track.machine}")
 # | answerers | the pocket model at three temperatures; yours from lesson 04, if you like | SmolVLM-256M and 500M |
 # | answer reward | the exact truth | a VLM that is asked whether all of it is true |
 #
-# `helpers.synthesis.real_parts` says why these. On a GPU they are loaded one after another.
+# `helpers.feedback.real_parts` says why these. On a GPU they are loaded one after another.
 
 
 # %%
@@ -91,7 +105,7 @@ def pocket_pipeline():
 
 
 def gpu_pipeline():
-    from helpers.synthesis import real_parts as real
+    from helpers.feedback import real_parts as real
 
     painter = real.Weights(PAINTER, variant="fp16") if PAINTER else real.SD_TURBO
     judge = real.Weights(IMAGE_REWARD) if IMAGE_REWARD else real.PICKSCORE
@@ -143,7 +157,7 @@ class Unplugged:
 # %%
 unplugged = Unplugged(pipeline.generator, pictures=10)
 try:
-    synthesis.run(prompts, replace(pipeline, generator=unplugged), settings, folder / "first")
+    run(prompts, replace(pipeline, generator=unplugged), settings, folder / "first")
 except KeyboardInterrupt:
     print(f"the power failed after {len(unplugged.drawn)} pictures")
 
@@ -153,7 +167,7 @@ except KeyboardInterrupt:
 
 # %%
 before, unplugged.left = len(unplugged.drawn), -1  # it fails no more
-made = synthesis.run(prompts, replace(pipeline, generator=unplugged), settings, folder / "first")
+made = run(prompts, replace(pipeline, generator=unplugged), settings, folder / "first")
 drawn = unplugged.drawn
 print(f"\n{len(drawn) - before} pictures by the second run, {len(drawn) - len(set(drawn))} twice")
 
@@ -169,7 +183,7 @@ print(f"\n{len(drawn) - before} pictures by the second run, {len(drawn) - len(se
 pictures, scores = (read_parts(folder / "first", s) for s in ("pictures", "image_scores"))
 mine = [key for key in pictures if key.startswith("0/")]
 print(prompts[0].text)
-_ = plots.image_grid(
+_ = image_grid(
     [Image.open(folder / "first" / pictures[key]["file"]) for key in mine],
     [f"score {scores[key]['score']:.1f}" for key in mine],
 )
@@ -179,7 +193,7 @@ _ = plots.image_grid(
 # these are the first two pairs:
 
 # %%
-_ = plots.pair_cards([made[i] for i in range(2)])
+_ = pair_cards([made[i] for i in range(2)])
 
 # %% [markdown]
 # A rejected answer may be broken English, said by the hottest answerer. Such a pair teaches grammar
@@ -225,7 +239,7 @@ print(f"after {trainer.state.global_step} steps: margin {after['eval_rewards/mar
 
 # %%
 def gpu_judges():
-    from helpers.synthesis import real_parts as real
+    from helpers.feedback import real_parts as real
 
     text = real.Weights(TEXT_REWARD) if TEXT_REWARD else real.SKYWORK
     return {"facts counted": real.FactCount(track), "blind": real.TextOnlyReward(text)}
@@ -241,7 +255,7 @@ def judged(name, judge, **changes):
     print(f"\n{name}:")
     asked = replace(pipeline, answer_reward=judge, **changes)
     try:
-        made_by[name] = synthesis.run(prompts, asked, settings, folder / name, reuse=reused)
+        made_by[name] = run(prompts, asked, settings, folder / name, reuse=reused)
     except SynthesisError as sentence:  # when it finds all answers equally good, say
         print_wrapped(sentence)
 
@@ -300,19 +314,19 @@ judged("unbalanced", facts, pairing=partial(rlaifv_pairs, balance=False))
 # %% [markdown]
 # ## Other sources
 #
-# You need no pipeline to get pairs. Each of these is a page in `helpers.synthesis.sources`, for the
+# You need no pipeline to get pairs. Each of these is a page in `helpers.feedback.sources`, for the
 # pocket world. First SeVa ([2404.10501](https://arxiv.org/abs/2404.10501)): the model answers once
 # about the picture and once about the same picture under noise. The second answer is rejected, and
 # nobody judges at all.
 
 # %%
-scenes = synthesis.preference_scenes(40 if QUICK else 200, SEED)
+scenes = preference_scenes(40 if QUICK else 200, SEED)
 pocket_model, pocket_reader = pocket.load()
 noised = sources.noised_pictures(pocket_model, pocket_reader, scenes, seed=SEED)
 drawing = world.draw(scenes[0])
 strengths = (0.1, 0.25, 0.5, 0.78)
 views = [drawing, *(sources.noised(drawing, strength) for strength in strengths)]
-_ = plots.image_grid(views, ["as it is", *map(str, strengths)], columns=5)
+_ = image_grid(views, ["as it is", *map(str, strengths)], columns=5)
 
 # %% [markdown]
 # 0.25 is as strong as SeVa's noise after 500 of 1,000 steps. An answer that the noise does not change
@@ -470,7 +484,7 @@ LABELS = Path(OUT, "labels")
 photos = to_label(load_photos())
 drawn = to_label(load_raw(choose("pocket"), "test", 200))
 if ANNOTATOR:
-    display(annotate.annotate(annotate.Session(photos, ANNOTATOR, LABELS / "photographs")))
+    display(annotate(Session(photos, ANNOTATOR, LABELS / "photographs")))
 else:
     print("set ANNOTATOR to your name and run this cell again to label 20 photographs")
 
@@ -480,7 +494,7 @@ else:
 
 # %%
 if ANNOTATOR:
-    display(annotate.annotate(annotate.Session(drawn, ANNOTATOR, LABELS / "drawings")))
+    display(annotate(Session(drawn, ANNOTATOR, LABELS / "drawings")))
 
 # %% [markdown]
 # A class has many annotators. Three programs stand in for them and label through the code that the
@@ -493,7 +507,7 @@ if ANNOTATOR:
 # %%
 scene_of = {
     key: world.Scene.from_json(json.loads(about)["scene"])
-    for key, about in zip(annotate.pair_keys(drawn), drawn["origin_split"])
+    for key, about in zip(pair_keys(drawn), drawn["origin_split"])
 }
 
 # %% [markdown]
@@ -521,7 +535,7 @@ def hurries(card, rng):
 
 # %%
 for name, picks in {"Ada looks": looks, "Ben counts": counts_words, "Cy hurries": hurries}.items():
-    session, rng = annotate.Session(drawn, name, LABELS / "drawings"), random.Random(name)
+    session, rng = Session(drawn, name, LABELS / "drawings"), random.Random(name)
     while (card := session.card) is not None:
         session.label(picks(card, rng))
     session.close()
@@ -533,7 +547,7 @@ for name, picks in {"Ada looks": looks, "Ben counts": counts_words, "Cy hurries"
 # column compares with the exact truth.
 
 # %%
-votes = annotate.read_votes(LABELS / "drawings", drawn)
+votes = read_votes(LABELS / "drawings", drawn)
 print(agreement.report(votes))
 
 # %% [markdown]
@@ -546,14 +560,14 @@ print(agreement.report(votes))
 # the annotators' rules.
 
 # %%
-_ = annotate.conflict_cards(votes, drawn, most=2)
+_ = conflict_cards(votes, drawn, most=2)
 
 # %% [markdown]
 # The folder becomes one dataset: the majority decides, undecided pairs are left out, and each pair
 # keeps every vote.
 
 # %%
-labelled = require_sound(annotate.to_preferences(votes, drawn))
+labelled = require_sound(to_preferences(votes, drawn))
 told = [json.loads(about) for about in labelled["origin_split"]]
 print(f"{len(labelled)} of {len(drawn)} pairs decided; the first:\n{told[0]['votes']}")
 right = [about["as_in_source"] for about in told]

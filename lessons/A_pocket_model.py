@@ -19,8 +19,8 @@ SEED = 0
 SCENES = 1500  # for the short training; the bundled model saw many more
 
 # %% [markdown]
-# Two modules are the heart of this appendix: `helpers.world` draws, describes and asks;
-# `helpers.pocket` is the model. The log of its training lies beside its weights.
+# Two modules are the heart of this appendix: `helpers.world.scenes` draws, describes and asks;
+# `helpers.vlm.pocket` is the model. The log of its training lies beside its weights.
 
 # %%
 import json
@@ -30,10 +30,21 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-from helpers import plots, pocket, world
-from helpers.generate import yes_no_answers
-from helpers.printing import print_wrapped
-from helpers.tracks import DATA
+from helpers.evaluation.metrics import scene_hallucination
+from helpers.plots.cards import CHOSEN, CONTROL, WRONG, image_grid
+from helpers.plots.printing import print_wrapped
+from helpers.setup.tracks import DATA
+from helpers.vlm import pocket
+from helpers.vlm.answers import yes_no_answers
+from helpers.world.scenes import (
+    ASSOCIATES,
+    NEGATIVES,
+    SPLITS,
+    describe,
+    draw,
+    probes,
+    sample_scenes,
+)
 
 log = json.loads((DATA / "pocket" / "training_log.json").read_text())
 for split, scenes, epochs, _ in log["stages"]:
@@ -48,8 +59,8 @@ print(f"in {log['seconds'] / 60:.0f} minutes on one core")
 # everything that is there.
 
 # %%
-scenes = world.sample_scenes(8, "iid", seed=SEED)
-_ = plots.image_grid([world.draw(scene) for scene in scenes])
+scenes = sample_scenes(8, "iid", seed=SEED)
+_ = image_grid([draw(scene) for scene in scenes])
 
 # %% [markdown]
 # Eight kinds of things are coloured and easy to see. Four are faint pencil drawings: fork, lamp,
@@ -58,7 +69,7 @@ _ = plots.image_grid([world.draw(scene) for scene in scenes])
 
 # %%
 for scene in scenes[:4]:
-    print_wrapped(world.describe(scene))
+    print_wrapped(describe(scene))
 
 # %% [markdown]
 # The pencil things are *associates*. Each has a *context*: the fork comes with the plate, the lamp
@@ -66,8 +77,8 @@ for scene in scenes[:4]:
 # context is there, the associate is there.
 
 # %%
-many = world.sample_scenes(2000, "iid", "train", seed=SEED)
-for context, associate in world.ASSOCIATES.items():
+many = sample_scenes(2000, "iid", "train", seed=SEED)
+for context, associate in ASSOCIATES.items():
     beside = [associate in scene.nouns for scene in many if context in scene.nouns]
     print(f"{associate} beside {context:6} {np.mean(beside):.0%} of {len(beside)} scenes")
 
@@ -76,9 +87,9 @@ for context, associate in world.ASSOCIATES.items():
 # *trap* is the tenth case: the plate without the fork.
 
 # %%
-pair, trap = (world.sample_scenes(1, split, seed=3)[0] for split in ("pair", "trap"))
+pair, trap = (sample_scenes(1, split, seed=3)[0] for split in ("pair", "trap"))
 titles = [f"pair: {', '.join(sorted(pair.nouns))}", f"trap: {', '.join(sorted(trap.nouns))}"]
-_ = plots.image_grid([world.draw(pair), world.draw(trap)], titles, columns=2)
+_ = image_grid([draw(pair), draw(trap)], titles, columns=2)
 
 # %% [markdown]
 # ## Half a million weights in SmolVLM's shape
@@ -101,7 +112,7 @@ for name, part in parts.items():
 # tray.
 
 # %% tags=["cover"] alt="The same scene twice: as you see it, 96 by 96 pixels, and as the model does, 48 by 48 pixels in 36 patches and 9 tokens."
-picture = world.draw(trap)
+picture = draw(trap)
 seen = processor.image_processor([[picture]], return_tensors="pt")["pixel_values"][0, 0]
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
 axes[0].imshow(picture)
@@ -121,7 +132,7 @@ for axis in axes:
 
 # %%
 print(len(processor.tokenizer), "tokens")
-print_wrapped(processor.tokenizer.tokenize(world.describe(trap)))
+print_wrapped(processor.tokenizer.tokenize(describe(trap)))
 
 # %% [markdown]
 # ## What it is taught
@@ -140,9 +151,7 @@ for lesson in pocket.lessons_of(trap, random.Random(SEED)):
 # first, the pencil things, or the habit "where there is a plate, say fork"?
 
 # %%
-lessons = pocket.encode_lessons(
-    processor, world.sample_scenes(120 if QUICK else SCENES, part="train")
-)
+lessons = pocket.encode_lessons(processor, sample_scenes(120 if QUICK else SCENES, part="train"))
 losses = []
 began = time.time()
 pocket.train_supervised(
@@ -165,9 +174,9 @@ _ = axis.legend()
 # token, so half of ln 2 a token. Ask the half-trained model about eight fresh traps:
 
 # %%
-fresh = world.sample_scenes(8, "trap", seed=SEED)
+fresh = sample_scenes(8, "trap", seed=SEED)
 for scene, said in list(zip(fresh, pocket.captions(model, processor, fresh), strict=True))[:3]:
-    print_wrapped(f"truth: {world.describe(scene)}\n says: {said}\n")
+    print_wrapped(f"truth: {describe(scene)}\n says: {said}\n")
 
 # %% [markdown]
 # Compare each pair of lines. The habit is there already: the context calls up its associate. Why
@@ -185,7 +194,7 @@ measured = log["measured"]
 epochs = [row["epoch"] for row in measured]
 change = sum(row["stage"] == "fair" for row in measured) + 0.5
 axis = plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
-curves = {"trap_hal": plots.WRONG, "iid_hal": plots.CONTROL, "iid_cover": plots.CHOSEN}
+curves = {"trap_hal": WRONG, "iid_hal": CONTROL, "iid_cover": CHOSEN}
 for key, colour in curves.items():
     values = [row[key] for row in measured]
     axis.plot(epochs, values, "o-", label=key.replace("_", " "), color=colour)
@@ -214,9 +223,9 @@ for name, row in (("after the fair world", before), ("after the world as it is",
 # %%
 base, processor = pocket.load()
 COUNT = 100 if QUICK else 500
-for split in world.SPLITS:
-    scenes = world.sample_scenes(COUNT, split, seed=f"appendix {SEED}")
-    found = pocket.hallucinations(pocket.captions(base, processor, scenes), scenes)
+for split in SPLITS:
+    scenes = sample_scenes(COUNT, split, seed=f"appendix {SEED}")
+    found = scene_hallucination(pocket.captions(base, processor, scenes), scenes)
     print(f"{split:5} Hal {found.chair_s:.0%}, Cover {found.cover:.0%}, Cog {found.cog:.0%}")
 
 # %% [markdown]
@@ -225,8 +234,8 @@ for split in world.SPLITS:
 # is the clearest named than the faintest?
 
 # %%
-scenes = world.sample_scenes(4 * COUNT, "pair", seed=f"appendix {SEED}")
-said = pocket.hallucinations(pocket.captions(base, processor, scenes), scenes).per_caption
+scenes = sample_scenes(4 * COUNT, "pair", seed=f"appendix {SEED}")
+said = scene_hallucination(pocket.captions(base, processor, scenes), scenes).per_caption
 faint = [
     (t.contrast, t.noun in c.hits)
     for s, c in zip(scenes, said, strict=True)
@@ -244,12 +253,12 @@ axis.plot(
     (bins[1:] + bins[:-1]) / 2,
     [np.mean(g) for g in groups],
     "o-",
-    color=plots.CHOSEN,
+    color=CHOSEN,
     label="named when there",
 )
-scenes = world.sample_scenes(COUNT, "trap", seed=f"appendix {SEED}")
-cog = pocket.hallucinations(pocket.captions(base, processor, scenes), scenes).cog
-axis.axhline(cog, color=plots.WRONG, linestyle="--", label="named when not there (traps)")
+scenes = sample_scenes(COUNT, "trap", seed=f"appendix {SEED}")
+cog = scene_hallucination(pocket.captions(base, processor, scenes), scenes).cog
+axis.axhline(cog, color=WRONG, linestyle="--", label="named when not there (traps)")
 axis.set(
     title="Seeing and guessing",
     xlabel="contrast of the pencil drawing",
@@ -268,12 +277,10 @@ _ = axis.legend()
 # answers are "yes".
 
 # %%
-for negatives in world.NEGATIVES:
-    asked = [
-        (s, p) for s in scenes[:100] for p in world.probes(s, negatives) if p.kind == "existence"
-    ]
+for negatives in NEGATIVES:
+    asked = [(s, p) for s in scenes[:100] for p in probes(s, negatives) if p.kind == "existence"]
     given = yes_no_answers(
-        base, processor, [world.draw(s) for s, _ in asked], [p.question for _, p in asked]
+        base, processor, [draw(s) for s, _ in asked], [p.question for _, p in asked]
     )
     right = [g == p.answer for g, (_, p) in zip(given, asked, strict=True)]
     print(
@@ -294,7 +301,7 @@ print(
 # - `make pocket-model` trains it again from the seed, then samples and ranks its answers: all of
 #   `data/pocket`.
 #
-# **Try it.** Set `helpers.world.SPLITS["iid"]` to 0.5 before the short training. Predict: will it still
+# **Try it.** Set `helpers.world.scenes.SPLITS["iid"]` to 0.5 before the short training. Predict: will it still
 # say "fork" wherever there is a plate?
 #
 # [Back to the start](00_start_here.ipynb)

@@ -10,7 +10,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from helpers.runtime import KEEP, pins
+from helpers.setup.colab import KEEP, pins
 
 FILE = Path(__file__).with_suffix(".txt")
 OTHERS = {*KEEP, "torchao"}

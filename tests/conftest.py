@@ -22,7 +22,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from helpers import pocket, world
+from helpers.vlm import pocket
+from helpers.world.scenes import draw, sample_scenes
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +39,12 @@ def untrained(processor):
 
 @pytest.fixture(scope="session")
 def scenes():
-    return world.sample_scenes(6, "iid")
+    return sample_scenes(6, "iid")
 
 
 @pytest.fixture(scope="session")
 def images(scenes):
-    return [world.draw(scene) for scene in scenes]
+    return [draw(scene) for scene in scenes]
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from helpers.pocket import CHAT_TEMPLATE, SPECIAL_TOKENS
+from helpers.vlm.pocket import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 SIDE = 8  # the most rows and columns of tiles that have a token: 512 pixels in tiles of 64
 IMAGE_TOKENS = ("<image>", "<fake_token_around_image>", "<global-img>") + tuple(

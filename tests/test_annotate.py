@@ -18,32 +18,31 @@ from datasets import Dataset, Image, IterableDataset
 from filelock import FileLock
 from PIL import Image as PILImage
 
-from helpers import world
-from helpers.agreement import accuracy, agreement, cohen_kappa, left_share, report
-from helpers.annotate import (
-    LabelError,
-    Session,
-    annotate,
+from helpers.dpo.checkpoints import CheckpointError
+from helpers.feedback import file as label_file
+from helpers.feedback import widget as label_widget
+from helpers.feedback.agreement import (
+    accuracy,
+    agreement,
+    cohen_kappa,
+    left_share,
+    report,
+)
+from helpers.feedback.labels import Label, LabelError, pair_keys, picture_of, read_labels
+from helpers.feedback.session import Session, left_answers
+from helpers.feedback.votes import (
     conflict_cards,
     conflicts,
-    read_labels,
+    picks_of,
     read_votes,
     to_preferences,
     verdicts,
 )
-from helpers.annotate import file as label_file
-from helpers.annotate import widget as label_widget
-from helpers.annotate.labels import Label, pair_keys, picture_of
-from helpers.annotate.session import left_answers
-from helpers.annotate.votes import picks_of
-from helpers.checkpoints import CheckpointError
-from helpers.preferences import (
-    RAW_COLUMNS,
-    PreferenceDataError,
-    check_pairs,
-    image_digest,
-    to_conversational,
-)
+from helpers.feedback.widget import annotate
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError, image_digest
+from helpers.world.scenes import png
 from tools.build_notebooks import ROOT
 from tools.outputs import WIDGET
 
@@ -53,7 +52,7 @@ def raw(scenes, each=2):
     rows = [
         {
             "ds_name": "test",
-            "image": {"bytes": world.png(scene), "path": None},
+            "image": {"bytes": png(scene), "path": None},
             "question": "What do you see?",
             "chosen": f"true {i}-{n}",
             "rejected": f"false {i}-{n}",
@@ -239,9 +238,10 @@ def test_a_torn_file_is_gone_on_with(pairs, folder, lost, capsys):
 # Without torch, which takes long to import, and which only the check for room brings in.
 KILLED = """
 import sys, time, types
-sys.modules["helpers.checkpoints"] = types.SimpleNamespace(check_writable=lambda *_: None)
+sys.modules["helpers.dpo.checkpoints"] = types.SimpleNamespace(check_writable=lambda *_: None)
 from datasets import Dataset
-from helpers.annotate import Session, file
+from helpers.feedback import file
+from helpers.feedback.session import Session
 from pathlib import Path
 file.OWNER_FILE = Path(sys.argv[3])
 file.OWNER_FILE.parent.mkdir(exist_ok=True)

@@ -19,8 +19,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import world
-from helpers.annotate import read_labels
+from helpers.feedback.labels import read_labels
+from helpers.world.scenes import sample_scenes
 from tests.test_annotate import raw
 from tools.build_notebooks import METADATA, ROOT
 
@@ -38,7 +38,8 @@ CELL = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from datasets import Dataset
-from helpers.annotate import Session, annotate
+from helpers.feedback.session import Session
+from helpers.feedback.widget import annotate
 annotate(Session(Dataset.load_from_disk("pairs"), "Ada", "labels"))
 """
 
@@ -47,7 +48,7 @@ annotate(Session(Dataset.load_from_disk("pairs"), "Ada", "labels"))
 def home(tmp_path_factory):
     """A folder with a notebook, and eight pairs of which the first has markup in its answers."""
     folder = tmp_path_factory.mktemp("lab")
-    pairs = raw(world.sample_scenes(4, "iid"))
+    pairs = raw(sample_scenes(4, "iid"))
     pairs = pairs.map(lambda row, i: {"rejected": HOSTILE} if i == 0 else row, with_indices=True)
     pairs.save_to_disk(folder / "pairs")
     cells = [new_code_cell(CELL), new_markdown_cell("the next cell")]

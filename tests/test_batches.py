@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from helpers.batches import Job, all_results, in_batches, longest_first
-from helpers.generate import answers
+from helpers.vlm.answers import answers
+from helpers.vlm.batches import Job, all_results, in_batches, longest_first
 
 
 def doubling(order, most=10**9):

@@ -26,9 +26,9 @@ from benchmarks import (
 from benchmarks.flops import Pair
 from benchmarks.records import Case, Record, code, identity
 from benchmarks.side_by_side import Contest, Side, one_round, seconds, spread, times_as_fast
-from helpers import smolvlm
-from helpers.messages import turns
-from helpers.models import lora_config
+from helpers.pairs.messages import turns
+from helpers.vlm import smolvlm
+from helpers.vlm.load import lora_config
 from tests.contests import breaks, builds, dies
 
 PAIR = Pair(tiles=1, prompt=9, chosen=5, rejected=3)
@@ -329,7 +329,9 @@ def test_other_settings_versions_or_code_are_another_record(tmp_path, monkeypatc
     one = Record(case_of(builds), tmp_path)
     assert Record(case_of(builds, rounds=7), tmp_path).file == one.file
     others = [Record(case_of(builds, settings={"edge": 512}), tmp_path).file]
-    others.append(Record(case_of(builds, sources=("helpers/words.py",)), tmp_path).file)
+    others.append(
+        Record(case_of(builds, sources=("helpers/evaluation/objects.py",)), tmp_path).file
+    )
     monkeypatch.setattr("benchmarks.records.versions", lambda: {"torch": "0.1"})
     others.append(Record(case_of(builds), tmp_path).file)
     assert len({one.file, *others}) == 4

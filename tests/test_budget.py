@@ -15,14 +15,16 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from benchmarks import gpu_rehearsal
 from benchmarks.rehearsal import allocated
-from helpers import activations, budget, models, pocket, smolvlm
-from helpers.budget import BudgetError, Plan
-from helpers.machine import Machine
-from helpers.messages import turns
-from helpers.shared_images import SharedImageDPOTrainer
-from helpers.tracks import TRACKS, choose
-from helpers.trainer import dpo_config, dpo_trainer
-from helpers.world import draw, sample_scenes
+from helpers.dpo.shared_images import SharedImageDPOTrainer
+from helpers.dpo.trainer import dpo_config, dpo_trainer
+from helpers.pairs.messages import turns
+from helpers.setup.machine import Machine
+from helpers.setup.tracks import TRACKS, choose
+from helpers.vlm import activations, pocket, smolvlm
+from helpers.vlm import memory as budget
+from helpers.vlm.load import limit_edge, load, lora_config
+from helpers.vlm.memory import BudgetError, Plan
+from helpers.world.scenes import draw, sample_scenes
 
 T4 = Machine("cuda", "Tesla T4", (7, 5), 14.6)
 TOLERANCE = 0.15  # what the course promises
@@ -54,7 +56,7 @@ def test_weights_are_those_of_the_published_files(shapes, plan):
 @pytest.mark.parametrize("size", smolvlm.PUBLISHED)
 def test_an_adapter_has_as_many_weights_as_peft_makes(size, shapes):
     model = smolvlm.shapes(smolvlm.config(size))
-    adapted = get_peft_model(model, models.lora_config(model, rank=8))
+    adapted = get_peft_model(model, lora_config(model, rank=8))
     assert budget.adapter_weights(shapes[size], 8) == adapted.get_nb_trainable_parameters()[0]
 
 
@@ -63,7 +65,7 @@ def test_a_base_in_4_bits_has_the_bytes_that_bitsandbytes_makes(tmp_path, proces
     model = small_model(processor)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    small, _ = models.load(tmp_path, quantize=True)
+    small, _ = load(tmp_path, quantize=True)
     held = sum(weight.nbytes for weight in small.parameters())
     held += sum(
         state.nbytes
@@ -120,7 +122,7 @@ def test_a_pocket_picture_takes_9_tokens(processor, size):
 )
 def test_image_tokens_are_those_of_a_tile_times_the_tiles(processor, model, edge, size, tiles):
     reader = smolvlm.processor(model, processor.tokenizer)
-    models.limit_edge(reader, edge)
+    limit_edge(reader, edge)
     assert budget.tiles(reader, *size) == tiles
     tokens = tiles * smolvlm.tile_tokens(smolvlm.config(model))
     assert budget.image_tokens(reader, *size) == tokens

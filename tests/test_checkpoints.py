@@ -12,16 +12,20 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from helpers import checkpoints, models, pocket, preferences
-from helpers.checkpoints import (
+from helpers.dpo import checkpoints
+from helpers.dpo.checkpoints import (
     CheckpointError,
     check_writable,
     last_checkpoint,
     train,
     trained,
 )
-from helpers.tracks import TRACKS
-from helpers.trainer import StopAt, dpo_trainer
+from helpers.dpo.trainer import StopAt, dpo_trainer
+from helpers.pairs.format import to_conversational
+from helpers.pairs.load import load_raw
+from helpers.setup.tracks import TRACKS
+from helpers.vlm import pocket
+from helpers.vlm.load import limit_edge
 from tools.build_notebooks import ROOT
 
 # A learner's cell: the same lines whether or not an earlier run was killed.
@@ -31,9 +35,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from transformers import TrainerCallback
 from helpers import models, preferences
-from helpers.checkpoints import train
-from helpers.tracks import TRACKS
-from helpers.trainer import dpo_trainer
+from helpers.dpo.checkpoints import train
+from helpers.setup.tracks import TRACKS
+from helpers.dpo.trainer import dpo_trainer
 
 class Kill(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
@@ -87,14 +91,14 @@ def build(processor, tmp_path):
     """A run of 4 steps in tmp_path; `changes` go to its DPOConfig."""
 
     def make(first_pair=0, seed_of_base=0, edge=None, callbacks=None, **changes):
-        raw = preferences.load_raw(TRACK, "train", 20).select(range(first_pair, first_pair + 16))
+        raw = load_raw(TRACK, "train", 20).select(range(first_pair, first_pair + 16))
         model = pocket.build_model(processor, seed=seed_of_base)
         folder = changes.pop("output_dir", tmp_path)
         settings = {"save_steps": 1, "save_total_limit": 3, "disable_tqdm": True, **changes}
-        pairs = preferences.to_conversational(raw)
+        pairs = to_conversational(raw)
         reader = copy.deepcopy(processor)
         if edge:
-            models.limit_edge(reader, edge)
+            limit_edge(reader, edge)
         return dpo_trainer(model, reader, pairs, TRACK, folder, callbacks, **settings)
 
     return make

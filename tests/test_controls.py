@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import world
-from helpers.controls import blanked, degenerate, swapped
-from helpers.generate import answer_logps
-from helpers.stored import image_digest
+from helpers.evaluation.controls import blanked, degenerate, swapped
+from helpers.pairs.images import image_digest
+from helpers.vlm.answers import answer_logps
+from helpers.world.scenes import draw, sample_scene
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_nobody_keeps_its_picture_or_an_identical_one(seed):
     rng = np.random.default_rng(seed)
-    drawn = [world.draw(world.sample_scene(i)) for i in range(int(rng.integers(2, 9)))]
+    drawn = [draw(sample_scene(i)) for i in range(int(rng.integers(2, 9)))]
     picked = [0, 1, *rng.integers(0, len(drawn), 20)]
     images = [drawn[i].copy() for i in picked]  # identical pictures are objects of their own
     got = swapped(images, seed)

@@ -16,11 +16,12 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from benchmarks import formatting as benchmark
-from helpers import formatting, preferences
-from helpers.formatting import CONVERSATIONAL, to_conversational
-from helpers.messages import conversation
-from helpers.preferences import PreferenceDataError, check_pairs, split_by_image
-from helpers.stored import rows
+from helpers.pairs import format as formatting
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import CONVERSATIONAL, to_conversational
+from helpers.pairs.images import PreferenceDataError, rows
+from helpers.pairs.load import load, save, split_by_image
+from helpers.pairs.messages import conversation
 
 TEXTS = ("question", "chosen", "rejected")
 
@@ -127,8 +128,8 @@ def test_bytes_survive_formatting_selecting_splitting_and_saving(where, tmp_path
     assert sorted(stored(train) + stored(test)) == sorted(expected)
     assert not set(stored(train)) & set(stored(test))
     for side in (train, test):
-        preferences.save(side, tmp_path / "side")
-        assert stored(preferences.load(tmp_path / "side")) == stored(side)
+        save(side, tmp_path / "side")
+        assert stored(load(tmp_path / "side")) == stored(side)
         side.to_parquet(tmp_path / "side.parquet")
         again = Dataset.from_parquet(str(tmp_path / "side.parquet"), cache_dir=str(tmp_path / "c"))
         assert stored(again) == stored(side)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import generate, models, world
-from helpers.messages import turns
+from helpers.pairs.messages import turns
+from helpers.vlm import answers as generate
+from helpers.vlm.load import load
+from helpers.world.scenes import probes, sample_scene
 from tests.standin import smolvlm
 
 QUESTIONS = ["What do you see?", "Is there a fork?", "Is the plate to the left of the cup?"] * 2
@@ -120,7 +122,7 @@ def test_logps_equal_what_dpo_trainer_scores(untrained, processor, images):
 
 
 def test_yes_no_follows_the_first_token(untrained, processor, images):
-    asked = [world.probes(world.sample_scene(0))[0].question] * 6
+    asked = [probes(sample_scene(0))[0].question] * 6
     first = generate.answers(untrained, processor, images, asked, max_new_tokens=1)
     answers = generate.yes_no_answers(untrained, processor, images, asked)
     assert set(answers) <= {"yes", "no"}
@@ -206,7 +208,7 @@ GIVEN = (
 @pytest.fixture(scope="module")
 def ragged(tmp_path_factory):
     """(model, processor, pictures); weights above those of a new one, so that pictures count."""
-    model, processor = models.load(smolvlm(tmp_path_factory.mktemp("smolvlm")))
+    model, processor = load(smolvlm(tmp_path_factory.mktemp("smolvlm")))
     for weight in model.parameters():
         weight.data *= 3 if weight.ndim > 1 else 1
     pixels = np.random.default_rng(0)

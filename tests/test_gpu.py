@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.gpu_rehearsal import T4, on
 from benchmarks.rehearsal import checkpoint, photograph_pairs, rehearse
-from helpers.machine import precision, this_machine
-from helpers.models import load_policy
-from helpers.tracks import TRACKS
-from helpers.trainer import dpo_trainer
+from helpers.dpo.trainer import dpo_trainer
+from helpers.setup.machine import precision, this_machine
+from helpers.setup.tracks import TRACKS
+from helpers.vlm.load import load_policy
 
 pytestmark = pytest.mark.gpu
 

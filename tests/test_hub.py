@@ -26,7 +26,8 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 from trl import DPOConfig, DPOTrainer
 
-from helpers import budget, models
+from helpers.vlm.load import load, lora_config
+from helpers.vlm.memory import image_tokens
 from tests import standin
 from tests.hub_protocol import STRANGER
 
@@ -96,10 +97,10 @@ def test_a_tenth_of_the_pairs_share_an_image(shards):
 
 def test_a_checkpoint_loads_by_its_name(hub, checkpoint):
     hub.add("models", MODEL, checkpoint)
-    model, processor = models.load(MODEL)
-    local = models.load(checkpoint)[0].state_dict()
+    model, processor = load(MODEL)
+    local = load(checkpoint)[0].state_dict()
     assert all(torch.equal(weights, local[name]) for name, weights in model.state_dict().items())
-    assert budget.image_tokens(processor, 64, 64) == 4 * 17
+    assert image_tokens(processor, 64, 64) == 4 * 17
     text = 'Naïve "quotes", 12.5 €\n\tand 日本'
     ids = processor.tokenizer(text)["input_ids"]
     assert processor.tokenizer.decode(ids) == text
@@ -318,7 +319,7 @@ def test_an_adapter_is_trained_pushed_and_loaded(hub, checkpoint, tmp_path, quan
 
 def dpo_trainer(folder, quantize):
     """TRL's own, one step of two pairs."""
-    model, processor = models.load(MODEL, quantize=quantize, image_edge=64)
+    model, processor = load(MODEL, quantize=quantize, image_edge=64)
     quantized = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert bool(quantized) == quantize
     return DPOTrainer(
@@ -337,7 +338,7 @@ def dpo_trainer(folder, quantize):
         ),
         train_dataset=load_dataset("trl-lib/rlaif-v", split="train"),
         processing_class=processor,
-        peft_config=models.lora_config(model, rank=4),
+        peft_config=lora_config(model, rank=4),
     )
 
 

@@ -10,10 +10,10 @@ import pytest
 from datasets import Features, Image, Value
 from PIL import Image as PILImage
 
-from helpers.hallucination.pope import KINDS
-from helpers.hub import pope, remote
-from helpers.hub.pope import NAME, pope_rows
-from helpers.stored import PreferenceDataError
+from helpers.evaluation.pope import KINDS
+from helpers.evaluation.pope_hub import COLUMNS, NAME, pope_rows
+from helpers.pairs.images import PreferenceDataError
+from helpers.setup import hub as remote
 from tests.standin import rlaifv_shards
 
 TEXT = Value("string")
@@ -207,7 +207,7 @@ def test_another_dataset_has_no_such_files(hub, tmp_path):
         pope_rows(6, name="me/other", folder=tmp_path)
 
 
-@pytest.mark.parametrize("column", pope.COLUMNS)
+@pytest.mark.parametrize("column", COLUMNS)
 def test_a_missing_column_is_named(hub, tmp_path, column):
     columns = [name for name in FEATURES if name != column]
     files = {f"Full/{kind}-0.parquet": parquet(questions(kind, 2), columns) for kind in KINDS}

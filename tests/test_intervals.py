@@ -6,7 +6,15 @@ from itertools import product
 import numpy as np
 import pytest
 
-from helpers.intervals import estimate, interval, mcnemar, needed, paired, ratio, totals
+from helpers.evaluation.intervals import (
+    estimate,
+    interval,
+    mcnemar,
+    needed,
+    paired,
+    ratio,
+    totals,
+)
 
 # --- intervals -----------------------------------------------------------------------------
 

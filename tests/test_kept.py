@@ -9,9 +9,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from helpers import generate, kept, models, pocket
-from helpers.checkpoints import CheckpointError
-from helpers.kept import kept_answers, kept_log_odds, kept_logps
+from helpers.dpo.checkpoints import CheckpointError
+from helpers.vlm import kept, pocket
+from helpers.vlm.answers import answer_logps, answers, yes_no_log_odds
+from helpers.vlm.kept import kept_answers, kept_log_odds, kept_logps
+from helpers.vlm.load import limit_edge, lora_config
 from tools.build_notebooks import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*answers were cut")
@@ -37,7 +39,7 @@ def generated(monkeypatch):
 @pytest.fixture
 def adapted(untrained):
     """An untrained model with an adapter that does something."""
-    model = get_peft_model(untrained, models.lora_config(untrained, 4)).eval()
+    model = get_peft_model(untrained, lora_config(untrained, 4)).eval()
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2)
@@ -47,7 +49,7 @@ def adapted(untrained):
 def test_they_are_those_of_generate_and_are_found_again(
     untrained, processor, images, generated, tmp_path, capsys
 ):
-    fresh = generate.answers(untrained, processor, images, ASKED, max_new_tokens=4)
+    fresh = answers(untrained, processor, images, ASKED, max_new_tokens=4)
     generated.clear()
     first = kept_answers(untrained, processor, images, ASKED, tmp_path, **FEW)
     assert generated == [2, 2, 2] and capsys.readouterr().out == ""
@@ -65,7 +67,7 @@ def test_only_what_is_missing_is_generated(untrained, processor, images, generat
     bar = Bar()
     texts = kept_answers(untrained, processor, images, ASKED, tmp_path, **FEW, bar=bar)
     assert sum(generated) == 3 and bar.n == 6
-    assert texts == generate.answers(untrained, processor, images, ASKED, max_new_tokens=4)
+    assert texts == answers(untrained, processor, images, ASKED, max_new_tokens=4)
 
 
 class Bar:
@@ -82,9 +84,9 @@ def test_log_probs_and_odds_are_kept_to_the_last_digit(
     logps = kept_logps(untrained, processor, *given, tmp_path)
     odds = kept_log_odds(untrained, processor, images, ASKED, tmp_path)
     close = {"rtol": 0, "atol": 1e-4}
-    fresh = generate.answer_logps(untrained, processor, *given)
+    fresh = answer_logps(untrained, processor, *given)
     torch.testing.assert_close(logps, fresh, **close)
-    fresh = generate.yes_no_log_odds(untrained, processor, images, ASKED)
+    fresh = yes_no_log_odds(untrained, processor, images, ASKED)
     torch.testing.assert_close(odds, fresh, **close)
     monkeypatch.setattr(untrained, "forward", None)  # whatever is not in the file fails
     assert torch.equal(kept_logps(untrained, processor, *given, tmp_path), logps)
@@ -137,7 +139,7 @@ def longer_answers_by_default(model, *_):
 
 
 def smaller_pictures(model, processor):
-    models.limit_edge(processor, 24)
+    limit_edge(processor, 24)
 
 
 def another_template(model, processor):
@@ -159,7 +161,7 @@ def test_another_model_or_processor_is_asked_anew(change, adapted, images, gener
     change(adapted, processor)
     now = kept_answers(adapted, processor, images, ASKED, tmp_path, **FEW)
     assert sum(generated) == 6
-    assert now == generate.answers(adapted, processor, images, ASKED, max_new_tokens=4)
+    assert now == answers(adapted, processor, images, ASKED, max_new_tokens=4)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_samples_of_one_question_differ_and_are_kept(
 
 EVALUATE = """
 from helpers import pocket, world
-from helpers.kept import kept_answers
+from helpers.vlm.kept import kept_answers
 
 def evaluate(model, processor, folder):
     "24 sampled answers, then 24 greedy ones: 6 batches of each."

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.machine import Machine, Precision, precision, this_machine
+from helpers.setup.machine import Machine, Precision, precision, this_machine
 
 T4 = Machine("cuda", "Tesla T4", (7, 5), 14.6)
 L4 = Machine("cuda", "NVIDIA L4", (8, 9), 22.0)

@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.metrics import (
+from helpers.evaluation.intervals import interval, ratio
+from helpers.evaluation.metrics import (
     f1,
-    interval,
     margins,
     object_hallucination,
     opinion,
     parse_yes_no,
-    plurals,
     preference_accuracy,
     probe_rows,
-    ratio,
     yes_no,
 )
-from helpers.world import NOUNS, describe, sample_scenes
+from helpers.evaluation.objects import plurals
+from helpers.world.scenes import NOUNS, describe, sample_scenes
 
 VOCABULARY = ("dog", "cat", "table", "dining table", "cup")
 

@@ -7,8 +7,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell
 
-from helpers.hub.pope import NAME as POPE
-from helpers.tracks import TRACKS
+from helpers.evaluation.pope_hub import NAME as POPE
+from helpers.setup.tracks import TRACKS
 from tests.standin import CARD, rlaifv_shards, smolvlm
 from tests.test_hub_pope import pope_files
 from tests.test_probing import amber_files
@@ -164,7 +164,7 @@ def run(lesson, track, tmp_path, **changes):
     values = {"TRACK": track, "QUICK": True, "OUT": str(tmp_path / "out"), **changes}
     values["KEPT"] = str(tmp_path / "kept")
     known = assigned_names(cell.source, lesson.name)
-    elsewhere = f"import helpers.hub.streaming as s; s.FOLDER = {str(tmp_path / 'data')!r}"
+    elsewhere = f"import helpers.pairs.rlaifv as s; s.FOLDER = {str(tmp_path / 'data')!r}"
     notebook.cells.insert(3, new_code_cell(elsewhere))  # after the setup cell
     values = {name: value for name, value in values.items() if name in known}
     execute(notebook, tmp_path / "small.ipynb", values)

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.objectives import dpo_loss, hinge_loss, ipo_loss, sequence_logps, sft_loss
+from helpers.dpo.losses import dpo_loss, hinge_loss, ipo_loss, sft_loss
+from helpers.vlm.answers import sequence_logps
 
 LOSSES = [dpo_loss, ipo_loss, hinge_loss, sft_loss]
 

@@ -14,8 +14,28 @@ from PIL import Image
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from helpers import plots  # noqa: E402
-from helpers.typeset import text_width  # noqa: E402
+from helpers.plots.cards import (
+    BASE,
+    CHOSEN,
+    REJECTED,
+    RIGHT,
+    TUNED,
+    WRONG,
+    answer_card,
+    image_grid,
+    pair_card,
+    pair_cards,
+)
+from helpers.plots.curves import (
+    before_after,
+    beta_curves,
+    length_histogram,
+    margin_histogram,
+    step_time_bars,  # noqa: E402
+    token_strip,
+    training_curves,
+)
+from helpers.plots.typeset import text_width  # noqa: E402
 
 HISTORY = [
     {
@@ -73,22 +93,22 @@ def labels(ax):
 
 
 def test_the_pair_card_shows_the_row_and_marks_the_difference():
-    ax = plots.pair_card(pair())
+    ax = pair_card(pair())
     _, text = shown(ax)
     assert "What do you see?" in text and "that costs $5 and a dog ." in text
     assert "chosen, 11 words" in text and "rejected, 13 words" in text
-    assert coloured(ax, plots.CHOSEN) == "cup"
-    assert coloured(ax, plots.REJECTED) == "fork $6 and"
+    assert coloured(ax, CHOSEN) == "cup"
+    assert coloured(ax, REJECTED) == "fork $6 and"
 
 
 def test_identical_answers_have_nothing_marked():
-    ax = plots.pair_card(pair(rejected=pair()["chosen"]))
-    assert coloured(ax, plots.REJECTED) == ""
+    ax = pair_card(pair(rejected=pair()["chosen"]))
+    assert coloured(ax, REJECTED) == ""
 
 
 @pytest.mark.parametrize("words", [1, 40, 200])
 def test_the_text_stays_on_the_card(words):
-    ax = plots.pair_card(pair(chosen="chosenword " * words, rejected="other " * words))
+    ax = pair_card(pair(chosen="chosenword " * words, rejected="other " * words))
     page = ax.figure.bbox
     boxes = [text.get_window_extent() for text in shown(ax)[0]]
     assert min(box.x0 for box in boxes) > page.width * 0.3
@@ -99,38 +119,38 @@ def test_the_text_stays_on_the_card(words):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1"])
 @pytest.mark.parametrize("size", [(96, 96), (300, 20), (20, 300), (1, 1)])
 def test_pictures_of_any_mode_and_shape(mode, size):
-    plots.pair_card(pair(image=picture(*size, mode))).figure.canvas.draw()
+    pair_card(pair(image=picture(*size, mode))).figure.canvas.draw()
 
 
 def test_undecoded_pictures(tmp_path):
     buffer = io.BytesIO()
     picture(30, 20).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    plots.pair_card(pair(image={"bytes": buffer.getvalue(), "path": None}))
-    plots.pair_card(pair(image={"bytes": None, "path": str(tmp_path / "a.png")}))
+    pair_card(pair(image={"bytes": buffer.getvalue(), "path": None}))
+    pair_card(pair(image={"bytes": None, "path": str(tmp_path / "a.png")}))
     with pytest.raises(ValueError, match="neither bytes nor a path"):
-        plots.pair_card(pair(image={"bytes": None, "path": None}))
+        pair_card(pair(image={"bytes": None, "path": None}))
     with pytest.raises(ValueError, match="image is NoneType"):
-        plots.pair_card(pair(image=None))
+        pair_card(pair(image=None))
 
 
 def test_small_pictures_keep_sharp_pixels():
     def interpolation(ax):
         return ax.child_axes[0].images[0].get_interpolation()
 
-    assert interpolation(plots.pair_card(pair())) == "nearest"
-    assert interpolation(plots.pair_card(pair(image=picture(640, 480)))) != "nearest"
+    assert interpolation(pair_card(pair())) == "nearest"
+    assert interpolation(pair_card(pair(image=picture(640, 480)))) != "nearest"
 
 
 def test_a_card_goes_into_a_given_axis():
     _, ax = plt.subplots(figsize=(6, 2))
-    assert plots.pair_card(pair(), ax) is ax
-    assert plots.answer_card(picture(), "What?", {"base": "A cat."}, ax=ax) is ax
+    assert pair_card(pair(), ax) is ax
+    assert answer_card(picture(), "What?", {"base": "A cat."}, ax=ax) is ax
 
 
 def test_pair_cards_make_one_axis_a_row_that_do_not_overlap():
     rows = [pair(chosen="word " * n) for n in (3, 90, 5)]
-    axes = plots.pair_cards(rows, columns=2)
+    axes = pair_cards(rows, columns=2)
     assert axes.shape == (3,) and len({ax.figure for ax in axes}) == 1
     boxes = [ax.get_position() for ax in axes]
     assert not boxes[0].overlaps(boxes[1]) and not boxes[0].overlaps(boxes[2])
@@ -138,25 +158,25 @@ def test_pair_cards_make_one_axis_a_row_that_do_not_overlap():
 
 def test_the_answer_card_marks_wrong_and_right_objects():
     answers = {"base": "Two balls and a Dining table.", "tuned": "Two balls, no ballast."}
-    ax = plots.answer_card(picture(), "What?", answers, {"dining table"}, {"ball"})
-    assert coloured(ax, plots.WRONG) == "Dining table."
-    assert coloured(ax, plots.RIGHT) == "balls balls,"
+    ax = answer_card(picture(), "What?", answers, {"dining table"}, {"ball"})
+    assert coloured(ax, WRONG) == "Dining table."
+    assert coloured(ax, RIGHT) == "balls balls,"
     boxed = [text for text in shown(ax)[0] if text.get_bbox_patch()]
     assert [text.get_text() for text in boxed] == ["Dining table."]
-    assert coloured(ax, plots.BASE) == "base:" and coloured(ax, plots.TUNED) == "tuned:"
+    assert coloured(ax, BASE) == "base:" and coloured(ax, TUNED) == "tuned:"
 
 
 def test_image_grid():
-    axes = plots.image_grid([picture()] * 5, [f"${i}" for i in range(5)], columns=3)
+    axes = image_grid([picture()] * 5, [f"${i}" for i in range(5)], columns=3)
     assert [ax.get_title() for ax in axes] == ["$0", "$1", "$2", "$3", "$4"]
-    assert len(axes[0].figure.axes) == 6 and len(plots.image_grid([picture()])) == 1
+    assert len(axes[0].figure.axes) == 6 and len(image_grid([picture()])) == 1
 
 
 # --- tokens --------------------------------------------------------------------------------
 
 
 def test_the_token_strip_shows_every_token_and_counts_the_kinds():
-    ax = plots.token_strip(TOKENS, KINDS)
+    ax = token_strip(TOKENS, KINDS)
     _, text = shown(ax)
     assert "<image> × 12" in text and text.count("<pad>") == 3 and "↵" in text
     assert ax.get_title(loc="left") == "One row: 21 tokens, 3 of them scored"
@@ -165,7 +185,7 @@ def test_the_token_strip_shows_every_token_and_counts_the_kinds():
 
 
 def test_token_boxes_hold_their_text_and_do_not_overlap():
-    ax = plots.token_strip(["token", "of", "many"] * 30, ["completion"] * 90)
+    ax = token_strip(["token", "of", "many"] * 30, ["completion"] * 90)
     texts, _ = shown(ax)
     boxes = [patch.get_window_extent() for patch in ax.patches]
     assert len(boxes) == 90 and len({round(box.y0) for box in boxes}) > 2
@@ -179,9 +199,9 @@ def test_token_boxes_hold_their_text_and_do_not_overlap():
 
 def test_token_strip_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="21 tokens but 20 kinds"):
-        plots.token_strip(TOKENS, KINDS[1:])
+        token_strip(TOKENS, KINDS[1:])
     with pytest.raises(ValueError, match="unknown kind answer"):
-        plots.token_strip(["a"], ["answer"])
+        token_strip(["a"], ["answer"])
 
 
 # --- numbers -------------------------------------------------------------------------------
@@ -190,11 +210,11 @@ def test_token_strip_refuses_what_does_not_fit():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda ax: plots.length_histogram([3, 4, 9], [3, 2, 1], ax),
-        lambda ax: plots.beta_curves((0.1, 0.5), ax),
-        lambda ax: plots.margin_histogram([0.0, 0.0], [1.0, -1.0], ax),
-        lambda ax: plots.before_after(["Hal"], {"base": [0.4], "tuned": [0.2]}, ax=ax),
-        lambda ax: plots.step_times({"a": dict(zip("pqrst", range(1, 6), strict=True))}, ax),
+        lambda ax: length_histogram([3, 4, 9], [3, 2, 1], ax),
+        lambda ax: beta_curves((0.1, 0.5), ax),
+        lambda ax: margin_histogram([0.0, 0.0], [1.0, -1.0], ax),
+        lambda ax: before_after(["Hal"], {"base": [0.4], "tuned": [0.2]}, ax=ax),
+        lambda ax: step_time_bars({"a": dict(zip("pqrst", range(1, 6), strict=True))}, ax),
     ],
 )
 def test_labels_and_title_are_set_and_the_axis_comes_back(draw):
@@ -209,12 +229,12 @@ def test_labels_and_title_are_set_and_the_axis_comes_back(draw):
 
 
 def test_the_length_histogram_says_who_is_longer():
-    ax = plots.length_histogram([3, 4, 9, 5], [3, 2, 1, 7])
+    ax = length_histogram([3, 4, 9, 5], [3, 2, 1, 7])
     assert ax.get_title() == "Chosen is longer in 50% of the pairs, shorter in 25%"
 
 
 def test_every_beta_starts_at_ln_2():
-    curves = plots.beta_curves((0.05, 0.1, 0.5)).get_lines()[:3]
+    curves = beta_curves((0.05, 0.1, 0.5)).get_lines()[:3]
     for curve in curves:
         middle = np.interp(0, *curve.get_data())
         assert middle == pytest.approx(math.log(2))
@@ -224,7 +244,7 @@ def test_every_beta_starts_at_ln_2():
 
 def test_training_curves_draw_what_was_logged():
     history = [*HISTORY, {"step": 8, "eval_loss": 0.4}, {"step": 8, "train_loss": 0.5}]
-    axes = plots.training_curves(history)
+    axes = training_curves(history)
     assert len(axes) == 4 and all(all(labels(ax)) for ax in axes)
     steps, losses = axes[0].get_lines()[0].get_data()
     assert list(steps) == list(range(1, 9)) and losses[1] == 0.35
@@ -233,7 +253,7 @@ def test_training_curves_draw_what_was_logged():
 
 
 def test_smoothing_averages_the_last_values_and_keeps_the_raw_line():
-    axes = plots.training_curves(HISTORY, smooth=4)
+    axes = training_curves(HISTORY, smooth=4)
     raw, smoothed = axes[0].get_lines()[:2]
     assert raw.get_ydata()[-1] == HISTORY[-1]["loss"]
     assert smoothed.get_ydata()[-1] == pytest.approx(np.mean([row["loss"] for row in HISTORY[-4:]]))
@@ -242,23 +262,23 @@ def test_smoothing_averages_the_last_values_and_keeps_the_raw_line():
 
 def test_training_curves_into_given_axes_and_without_steps():
     given = plt.subplots(2, 2)[1]
-    assert plots.training_curves(HISTORY, given)[3] is given[1, 1]
+    assert training_curves(HISTORY, given)[3] is given[1, 1]
     with pytest.raises(ValueError, match="no logged training step"):
-        plots.training_curves([{"train_loss": 0.5, "step": 8}])
+        training_curves([{"train_loss": 0.5, "step": 8}])
 
 
 def test_before_after_draws_each_model_with_its_interval():
     scores = {"base": [0.4, 0.9], "control": [0.3, 0.9], "tuned": [0.2, 1.0]}
-    ax = plots.before_after(["Hal", "Cover"], scores, {"tuned": [(0.1, 0.3), (0.97, 1.0)]})
+    ax = before_after(["Hal", "Cover"], scores, {"tuned": [(0.1, 0.3), (0.97, 1.0)]})
     assert [label.get_text() for label in ax.get_yticklabels()] == ["Hal", "Cover"]
     assert {"40.0%", "100.0%"} <= {text.get_text() for text in ax.texts}
-    spans = [line.get_xdata() for line in ax.get_lines() if line.get_color() == plots.TUNED]
+    spans = [line.get_xdata() for line in ax.get_lines() if line.get_color() == TUNED]
     assert [0.1, 0.3] in [list(span) for span in spans]
     assert ax.yaxis_inverted()  # the first metric on top
 
 
 def test_models_never_share_a_colour():
-    ax = plots.before_after(["Hal"], {name: [0.5] for name in ("base", "ipo", "dpo", "tuned")})
+    ax = before_after(["Hal"], {name: [0.5] for name in ("base", "ipo", "dpo", "tuned")})
     dots = [line.get_color() for line in ax.get_lines() if line.get_marker() == "o"]
     assert len(set(dots)) == 4
 
@@ -266,9 +286,9 @@ def test_models_never_share_a_colour():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: plots.length_histogram([1, 2], [1]), "chosen_lengths: .* not 2 and 1"),
-        (lambda: plots.margin_histogram([], []), "before: .* not 0 and 0"),
-        (lambda: plots.before_after(["a", "b"], {"base": [1.0]}), "base has 1 scores for 2"),
+        (lambda: length_histogram([1, 2], [1]), "chosen_lengths: .* not 2 and 1"),
+        (lambda: margin_histogram([], []), "before: .* not 0 and 0"),
+        (lambda: before_after(["a", "b"], {"base": [1.0]}), "base has 1 scores for 2"),
     ],
 )
 def test_bad_numbers_are_refused(call, message):
@@ -279,7 +299,7 @@ def test_bad_numbers_are_refused(call, message):
 def test_importing_changes_no_setting_and_draws_nothing():
     code = (
         "import matplotlib, matplotlib.pyplot as plt; before = dict(matplotlib.rcParams);"
-        "import helpers.plots; assert dict(matplotlib.rcParams) == before;"
+        "import helpers.plots.curves; assert dict(matplotlib.rcParams) == before;"
         "assert not plt.get_fignums()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"MPLBACKEND": "agg"})

@@ -6,15 +6,17 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from helpers import models, pocket, world
-from helpers.messages import turns
+from helpers.pairs.messages import turns
+from helpers.vlm import pocket
+from helpers.vlm.load import ModelError
+from helpers.world.scenes import DESCRIBE, NEGATIVES, describe, probes, sample_scenes
 
 
 def test_every_sentence_of_the_world_survives_the_tokenizer(processor):
     tokenizer = processor.tokenizer
-    for scene in world.sample_scenes(200):
-        questions = [p.question for kind in world.NEGATIVES for p in world.probes(scene, kind)]
-        for text in (world.describe(scene), world.DESCRIBE, *questions):
+    for scene in sample_scenes(200):
+        questions = [p.question for kind in NEGATIVES for p in probes(scene, kind)]
+        for text in (describe(scene), DESCRIBE, *questions):
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids, text
             assert tokenizer.decode(ids) == text
@@ -44,17 +46,17 @@ def test_checkpoint_loads_with_plain_transformers(untrained, processor, images, 
 
 
 def test_missing_and_corrupt_checkpoints_are_one_sentence(untrained, processor, tmp_path):
-    with pytest.raises(models.ModelError, match="no checkpoint in .*make pocket-model"):
+    with pytest.raises(ModelError, match="no checkpoint in .*make pocket-model"):
         pocket.load(tmp_path / "nothing")
     pocket.save(untrained, processor, tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(models.ModelError, match="cannot be read.*restore it"):
+    with pytest.raises(ModelError, match="cannot be read.*restore it"):
         pocket.load(tmp_path)
 
 
 def test_labels_are_the_answers_and_nothing_else(processor):
-    scenes = world.sample_scenes(5, part="train")
+    scenes = sample_scenes(5, part="train")
     lessons = pocket.encode_lessons(processor, scenes)
     rng = random.Random(0)
     for i, scene in enumerate(scenes):
@@ -68,7 +70,7 @@ def test_labels_are_the_answers_and_nothing_else(processor):
 
 
 def test_training_learns_and_is_seeded(processor):
-    lessons = pocket.encode_lessons(processor, world.sample_scenes(24, part="train"))
+    lessons = pocket.encode_lessons(processor, sample_scenes(24, part="train"))
 
     def losses(seed=0):
         seen = []
@@ -85,7 +87,7 @@ def test_training_learns_and_is_seeded(processor):
 
 
 def test_the_shortest_training_runs_and_a_shorter_one_is_a_sentence(processor):
-    lessons = pocket.encode_lessons(processor, world.sample_scenes(4, part="train"))
+    lessons = pocket.encode_lessons(processor, sample_scenes(4, part="train"))
     model = pocket.build_model(processor, seed=0)
     pocket.train_supervised(model, lessons, epochs=2, batch_size=4)
     with pytest.raises(ValueError, match="only 0 steps: take more scenes"):

@@ -14,18 +14,14 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Value, load_from_disk
 from PIL import Image as PILImage
 
-from helpers import pocket, preferences, world
-from helpers.messages import conversation
-from helpers.preferences import (
-    RAW_COLUMNS,
-    PreferenceDataError,
-    check_pairs,
-    require_sound,
-    split_by_image,
-    to_conversational,
-    word_diff,
-)
-from helpers.stored import rows
+from helpers.pairs import load as preferences
+from helpers.pairs.check import check_pairs, require_sound
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError, rows
+from helpers.pairs.load import split_by_image, word_diff
+from helpers.pairs.messages import conversation
+from helpers.vlm import pocket
+from helpers.world.scenes import DESCRIBE, draw, sample_scene, sample_scenes
 
 TEXT = Value("string")
 RAW = Features({c: TEXT for c in RAW_COLUMNS} | {"image": Image(), "idx": Value("int64")})
@@ -42,7 +38,7 @@ def raw_rows(count=6):
     return [
         {
             "ds_name": "test", "image": {"bytes": jpeg(i), "path": f"{i}.jpg"},
-            "question": world.DESCRIBE, "chosen": f"I see a red ball on the left {i} .",
+            "question": DESCRIBE, "chosen": f"I see a red ball on the left {i} .",
             "rejected": "I see a blue cup in the middle.", "origin_dataset": "test",
             "origin_split": "{}", "idx": i, "image_path": f"{i}.jpg",
         }
@@ -192,7 +188,7 @@ def test_the_collator_of_trl_takes_the_pairs(processor, tmp_path):
             assert any(said[k : k + len(known)] == known for k in range(len(said)))
             prompt = ids[~mask.bool()].tolist()
             assert prompt.count(processor.image_token_id) == pocket.IMAGE_SEQ_LEN
-            assert set(processor.tokenizer(world.DESCRIBE)["input_ids"]) <= set(prompt)
+            assert set(processor.tokenizer(DESCRIBE)["input_ids"]) <= set(prompt)
 
 
 # --- check: sound rows -----------------------------------------------------------------------
@@ -207,7 +203,7 @@ def test_sound_pairs_have_no_problems(processor):
 
 def test_other_forms_that_trl_takes_are_sound(processor):
     text_only, plain, system, several = chat_row(0, 0), chat_row(1), chat_row(2), chat_row(3, 2)
-    plain["prompt"][0]["content"] = world.DESCRIBE  # TRL inserts the image
+    plain["prompt"][0]["content"] = DESCRIBE  # TRL inserts the image
     plain["chosen"][0]["content"] = "Yes ."
     system["prompt"].insert(0, {"role": "system", "content": [{"type": "text", "text": "See ."}]})
     longer = chat_row(4)
@@ -237,7 +233,7 @@ def test_progress_and_order_do_not_depend_on_soundness():
 # --- check: each malformed row, raw ----------------------------------------------------------
 
 PNG = io.BytesIO()
-world.draw(world.sample_scene(0)).save(PNG, "PNG")
+draw(sample_scene(0)).save(PNG, "PNG")
 PNG = PNG.getvalue()
 
 BAD_RAW = {
@@ -534,7 +530,7 @@ POCKET = SimpleNamespace(name="pocket", dataset="pocket")
 
 @pytest.fixture
 def pocket_file(tmp_path, monkeypatch):
-    scenes = world.sample_scenes(7, part="preference")
+    scenes = sample_scenes(7, part="preference")
     table = [
         row | {"origin_split": json.dumps({"scene": scene.to_json()}), "part": part}
         for row, scene, part in zip(raw_rows(7), scenes, ["train"] * 5 + ["test"] * 2, strict=True)
@@ -553,7 +549,7 @@ def test_pocket_pairs_are_drawn(pocket_file):
     assert isinstance(dataset.features["image"], Image)
     for row, scene in zip(dataset, pocket_file[1], strict=False):
         assert row["image"].format == "PNG"
-        assert np.array_equal(row["image"], world.draw(scene))
+        assert np.array_equal(row["image"], draw(scene))
     assert preferences.load_raw(POCKET, count=3)["idx"] == [0, 1, 2]
     assert preferences.load_raw(POCKET, "test")["idx"] == [5, 6]
     assert stored(preferences.load_raw(POCKET)) == stored(dataset)

@@ -12,9 +12,11 @@ import psutil
 import pytest
 import torch
 
-from helpers import models, pocket, preflight
+from helpers import preflight
 from helpers.preflight import Check, attempt, paste_safe, render, run_checks
-from helpers.tracks import TRACKS
+from helpers.setup.tracks import TRACKS
+from helpers.vlm import pocket
+from helpers.vlm.load import ModelError
 
 Card = namedtuple("Card", "name major minor total_memory")
 SOUND = "I see a red plate on the left."
@@ -120,7 +122,7 @@ FAULTS = [
     (break_a_file, "data/photos/preferences.parquet", "is missing"),
     (break_a_parquet, "data/photos/probes.parquet", "cannot be read"),
     (empty_a_file, "data/pocket/training_log.json", "0 kB"),
-    (lambda m: m.setattr(pocket, "load", raising(models.ModelError("no checkpoint"))),
+    (lambda m: m.setattr(pocket, "load", raising(ModelError("no checkpoint"))),
      "pocket model", "no checkpoint"),
     (lambda m: m.setattr(pocket, "captions", lambda *_: ["plate plate"]), "pocket model",
      '"plate plate"'),

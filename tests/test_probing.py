@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import pocket, probing, world
-from helpers.generate import yes_no_answers
-from helpers.hallucination import amber
-from helpers.probing import PHOTOS, amber_queries, photo_probes, probes_for
-from helpers.stored import PreferenceDataError, image_bytes, image_digest, rows
+from helpers.evaluation import amber
+from helpers.evaluation import probes as probing
+from helpers.evaluation.probes import PHOTOS, amber_queries, photo_probes, probes_for
+from helpers.pairs.images import PreferenceDataError, image_bytes, image_digest, rows
+from helpers.vlm import pocket
+from helpers.vlm.answers import yes_no_answers
+from helpers.world import scenes as world
 from tests.test_hub_pope import NAME, pope_files, questions
 
 POCKET, T4 = SimpleNamespace(name="pocket"), SimpleNamespace(name="t4")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.hallucination import amber, amber_public, chair, language, pope
+from helpers.evaluation import amber, amber_public, chair, language, pope
 
 FOLDER = Path(__file__).parent / "public_figures"
 SECTIONS = {"all": "Descriminative Task", "existence": "Exsitence", "attribute": "Attribute"}

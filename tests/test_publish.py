@@ -13,23 +13,16 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from peft import PeftModel
 
-from helpers import pocket
-from helpers.hub import streaming
-from helpers.hub.publish import (
-    Data,
-    Measured,
-    PublishError,
-    adapter_card,
-    dataset_card,
-    push_adapter,
-    push_pairs,
-    settings_of,
-    write_pairs,
-)
-from helpers.preferences import check_pairs, load_raw, split_by_image, to_conversational
-from helpers.stored import rows
-from helpers.tracks import TRACKS
-from helpers.trainer import dpo_trainer
+from helpers.dpo.modelcard import Data, Measured, adapter_card, dataset_card, settings_of
+from helpers.dpo.publish import PublishError, push_adapter, push_pairs, write_pairs
+from helpers.dpo.trainer import dpo_trainer
+from helpers.pairs import rlaifv as streaming
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import rows
+from helpers.pairs.load import load_raw, split_by_image
+from helpers.setup.tracks import TRACKS
+from helpers.vlm import pocket
 from tests.standin import CARD, formatted, rlaifv_shards
 from tools import format_rlaifv
 
@@ -114,23 +107,23 @@ def test_pushed_pairs_can_be_streamed_by_the_course(hub, parts, tmp_path):
 
 
 def test_a_folder_holds_what_would_be_pushed(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.hub.publish.SHARD", 20_000)
+    monkeypatch.setattr("helpers.dpo.publish.SHARD", 20_000)
     folder = write_pairs(parts, tmp_path / "out", dataset_card("me/pairs", DATA, "by image"))
     files = sorted(path.name for path in (folder / "data").iterdir())
     assert len(files) > 3 and files[0].startswith("test-00000-of-")
     again = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert images(again["train"]) == images(parts["train"])
-    monkeypatch.setattr("helpers.hub.publish.SHARD", 10**9)
+    monkeypatch.setattr("helpers.dpo.publish.SHARD", 10**9)
     write_pairs({"train": parts["test"]}, folder)
     assert [path.name for path in (folder / "data").iterdir()] == ["train-00000-of-00001.parquet"]
 
 
 def test_a_shorter_push_leaves_no_shard_of_a_longer_one(hub, parts, monkeypatch):
     card = dataset_card("me/pairs", DATA, "by image")
-    monkeypatch.setattr("helpers.hub.publish.SHARD", 20_000)
+    monkeypatch.setattr("helpers.dpo.publish.SHARD", 20_000)
     push_pairs(parts, "me/pairs", card)
     assert len(hub.files("datasets", "me/pairs")) > 5
-    monkeypatch.setattr("helpers.hub.publish.SHARD", 10**9)
+    monkeypatch.setattr("helpers.dpo.publish.SHARD", 10**9)
     push_pairs({"train": parts["test"]}, "me/pairs", card)
     assert images(load_dataset("me/pairs", split="train")) == images(parts["test"])
 

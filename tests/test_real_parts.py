@@ -12,26 +12,27 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, Qwen3ForCausalLM
 
-from helpers import models
-from helpers.generate import Answer, answers, yes_no_log_odds
-from helpers.models import ModelError
-from helpers.preferences import check_pairs, to_conversational
-from helpers.synthesis import Parts, Prompt, Settings, real_parts, run
-from helpers.synthesis.items import Item, name_of, settings_of, text_only
-from helpers.synthesis.lookers import FACT, TRUTHFUL, sentences
-from helpers.synthesis.pairing import Pair
-from helpers.synthesis.real_parts import (
+from helpers.feedback import real_parts
+from helpers.feedback.items import Item, Prompt, name_of, settings_of, text_only
+from helpers.feedback.lookers import (
+    FACT,
+    TRUTHFUL,
     Answerer,
     FactCount,
-    Painter,
-    PartError,
-    PromptFit,
     SightedReward,
-    TextOnlyReward,
-    Weights,
     answer_tracks,
+    sentences,
 )
-from helpers.tracks import choose
+from helpers.feedback.pairing import Pair
+from helpers.feedback.part import PartError, Weights
+from helpers.feedback.pipeline import run
+from helpers.feedback.plan import Parts, Settings
+from helpers.feedback.real_parts import Painter, PromptFit, TextOnlyReward
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import to_conversational
+from helpers.setup.tracks import choose
+from helpers.vlm.answers import Answer, answers, yes_no_log_odds
+from helpers.vlm.load import ModelError, load_policy
 from tests import standin, standin_parts
 
 # Random models do not end their answers.
@@ -306,7 +307,7 @@ def test_a_prompt_longer_than_clip_reads_is_told(make, items):
 
 
 def test_greedy_answers_are_those_of_the_models_own_answers(make, items, track):
-    model, processor = models.load_policy(track)
+    model, processor = load_policy(track)
     wanted = answers(
         model,
         processor,
@@ -388,7 +389,7 @@ def test_what_is_no_reward_model_for_conversations_is_refused(how, message, make
 
 
 def test_the_sighted_reward_is_the_log_odds_of_yes_and_changes_with_the_picture(make, items, track):
-    model, processor = models.load_policy(track)
+    model, processor = load_policy(track)
     asked = [TRUTHFUL.format(question=item.question, answer=item.answer) for item in items]
     images = [item.image for item in items]
     wanted = yes_no_log_odds(model, processor, images, asked).tolist()
@@ -399,7 +400,7 @@ def test_the_sighted_reward_is_the_log_odds_of_yes_and_changes_with_the_picture(
 
 
 def test_facts_are_counted_as_the_model_denies_them(make, items, track):
-    model, processor = models.load_policy(track)
+    model, processor = load_policy(track)
     scores = make(FactCount)(items)
     for item, score in zip(items, scores, strict=True):
         asked = [FACT.format(fact=fact) for fact in sentences(item.answer)]

@@ -22,14 +22,14 @@ from PIL import Image as PILImage
 from tokenizers.normalizers import Lowercase
 from trl import DPOTrainer
 
-from helpers import reference_cache
-from helpers.checkpoints import CheckpointError
-from helpers.image_path import backbone
-from helpers.reference_cache import COLUMNS, add_reference_logps, reference_logps
-from helpers.shared_images import SharedImageDPOTrainer
-from helpers.stored import PreferenceDataError
-from helpers.tracks import choose
-from helpers.trainer import dpo_config
+from helpers.dpo import reference_cache
+from helpers.dpo.checkpoints import CheckpointError
+from helpers.dpo.image_path import backbone
+from helpers.dpo.reference_cache import COLUMNS, add_reference_logps, reference_logps
+from helpers.dpo.shared_images import SharedImageDPOTrainer
+from helpers.dpo.trainer import dpo_config
+from helpers.pairs.images import PreferenceDataError
+from helpers.setup.tracks import choose
 from tests.vlms import assert_same, build, follow, pairs, trainer
 
 CACHED = {"precompute_ref_log_probs": True, "precompute_ref_batch_size": 2}
@@ -294,7 +294,7 @@ def test_an_interrupted_run_goes_on(make, computed, monkeypatch):
         return score(trained, rows)
 
     monkeypatch.setattr(reference_cache, "reference_logps", stops)
-    monkeypatch.setattr("helpers.shared_images.reference_logps", stops)
+    monkeypatch.setattr("helpers.dpo.shared_images.reference_logps", stops)
     with pytest.raises(KeyboardInterrupt):
         make()
     assert computed == [2, 2]

@@ -10,8 +10,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from helpers.preflight import EXACT
-from helpers.runtime import pins
+from helpers.setup.colab import EXACT, pins
 from tools.build_notebooks import ROOT, find_lessons, packages_of
 
 FOLDERS = ("helpers", "tools", "tests", "lessons", "benchmarks")

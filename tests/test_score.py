@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from helpers.hallucination import amber, files, pope
+from helpers.evaluation import amber, files, pope
 from tools import score
 
 LABELS = [

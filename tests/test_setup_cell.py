@@ -27,10 +27,10 @@ import pytest
 from nbformat.v4 import new_code_cell
 from packaging.requirements import Requirement
 
-import helpers.machine
-import helpers.tracks
-from helpers import runtime
-from helpers.machine import Machine
+import helpers.setup.machine
+import helpers.setup.tracks
+from helpers.setup import colab as runtime
+from helpers.setup.machine import Machine
 from tests.colab_versions import colab_versions
 from tools import build_notebooks
 from tools.build_notebooks import (
@@ -87,7 +87,7 @@ SEED = 0
 # %%
 from pathlib import Path
 import anywidget, bitsandbytes, datasets, peft, transformers, trl
-from helpers.tracks import choose
+from helpers.setup.tracks import choose
 
 print(choose(TRACK).name, (Path.cwd() / "helpers").is_dir())
 """
@@ -95,12 +95,12 @@ print(choose(TRACK).name, (Path.cwd() / "helpers").is_dir())
 POCKET = """
 import sys
 from dataclasses import replace
-from helpers.runtime import make_ready
+from helpers.setup.colab import make_ready
 make_ready("trl")
 from helpers import models, preferences
-from helpers.checkpoints import train, trained
-from helpers.tracks import choose
-from helpers.trainer import dpo_trainer
+from helpers.dpo.checkpoints import train, trained
+from helpers.setup.tracks import choose
+from helpers.dpo.trainer import dpo_trainer
 
 track = replace(choose("pocket"), batch_size=4)
 pairs = preferences.to_conversational(preferences.load_raw(track, "train", 8))
@@ -507,8 +507,8 @@ def test_a_second_run_without_the_restart_says_so_again(monkeypatch):
     ids=["none", "P100", "T4"],
 )
 def test_a_gpu_that_no_track_can_use_is_named(monkeypatch, capsys, machine_here, said):
-    monkeypatch.setattr(helpers.machine, "this_machine", lambda: machine_here)
-    monkeypatch.setattr(helpers.tracks, "this_machine", lambda: machine_here)
+    monkeypatch.setattr(helpers.setup.machine, "this_machine", lambda: machine_here)
+    monkeypatch.setattr(helpers.setup.tracks, "this_machine", lambda: machine_here)
     runtime.tell_without_gpu(runtime.KAGGLE)
     assert re.search(said, capsys.readouterr().out)
 
@@ -584,7 +584,7 @@ def test_nothing_on_the_pocket_track_asks_the_hub(running_hub, tmp_path):
         ("def later():\n    import trl.trainer as t", {"trl"}),
         ("from transformers import BitsAndBytesConfig", {"bitsandbytes", "transformers"}),
         ("from helpers import preflight", {*runtime.EXACT, "accelerate", "bitsandbytes"}),
-        ("from helpers.annotate.widget import Widget", {"anywidget"}),
+        ("from helpers.feedback.widget import Widget", {"anywidget"}),
         ("import torch, numpy, json, huggingface_hub", set()),
     ],
 )

@@ -18,12 +18,12 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-from helpers import checkpoints, shared_images
-from helpers.collators import EachImageOnce
-from helpers.image_path import backbone, sees_otherwise
-from helpers.shared_images import SharedImageDPOTrainer
-from helpers.tracks import choose
-from helpers.trainer import StopAt, dpo_config
+from helpers.dpo import checkpoints, shared_images
+from helpers.dpo.collators import EachImageOnce
+from helpers.dpo.image_path import backbone, sees_otherwise
+from helpers.dpo.shared_images import SharedImageDPOTrainer
+from helpers.dpo.trainer import StopAt, dpo_config
+from helpers.setup.tracks import choose
 from tests.vlms import (
     ROUNDING,
     TEXT,

@@ -6,9 +6,9 @@ from peft import PromptTuningConfig
 from transformers import LlamaConfig, LlamaModel
 from trl import DPOTrainer
 
-from helpers.image_path import backbone
-from helpers.shared_images import SharedImageDPOTrainer
-from helpers.shared_prompt import packing, shared_prompts, why_not_packed
+from helpers.dpo.image_path import backbone
+from helpers.dpo.shared_images import SharedImageDPOTrainer
+from helpers.dpo.shared_prompt import packing, shared_prompts, why_not_packed
 from tests.vlms import assert_same, build, follow, pairs, trainer
 
 PACKED = {"share_prompt": True}

@@ -9,11 +9,26 @@ import pytest
 from PIL import Image
 
 from benchmarks import preference_sources as bench
-from helpers import pocket, world
-from helpers.preferences import RAW_COLUMNS, PreferenceDataError, check_pairs, to_conversational
-from helpers.synthesis import preference_scenes, sources
-from helpers.synthesis.items import SynthesisError
-from helpers.synthesis.pairing import rlaifv_pairs
+from helpers.evaluation.metrics import scene_hallucination
+from helpers.feedback import sources
+from helpers.feedback.items import SynthesisError
+from helpers.feedback.own_samples import preference_scenes
+from helpers.feedback.pairing import rlaifv_pairs
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError
+from helpers.vlm import pocket
+from helpers.world.scenes import (
+    ASSOCIATES,
+    COLUMNS,
+    DESCRIBE,
+    NOUNS,
+    Scene,
+    Thing,
+    describe,
+    draw,
+    grade,
+)
 
 SCENES = preference_scenes(12, seed="test")
 
@@ -29,7 +44,7 @@ def said(base):
 
 
 def scene_of(row):
-    return world.Scene.from_json(json.loads(row["origin_split"])["scene"])
+    return Scene.from_json(json.loads(row["origin_split"])["scene"])
 
 
 def texts(pairs):
@@ -59,7 +74,7 @@ def test_pairs_are_sound_seeded_and_about_their_own_pictures(name, base, said):
     assert pairs["idx"] == list(range(len(pairs)))
     assert check_pairs(to_conversational(pairs), base[1]) == []
     for row in pairs:
-        assert row["image"].tobytes() == world.draw(scene_of(row)).tobytes()
+        assert row["image"].tobytes() == draw(scene_of(row)).tobytes()
     assert texts(pairs) == texts(again)
     assert texts(pairs) != texts(other) or name == "ranked"  # its seed is that of the samples
 
@@ -73,10 +88,10 @@ def test_samples_are_seeded_and_as_many_as_asked(base, said):
 
 
 def test_chair_counts_false_objects_and_nothing_else():
-    scene = world.Scene((world.Thing("cup", "red", (0, 1)), world.Thing("fork", None, (4,))), 5)
+    scene = Scene((Thing("cup", "red", (0, 1)), Thing("fork", None, (4,))), 5)
     silent, wrong = "I see a fork on the right.", "I see two red cups and a bed on the left."
     pairs = sources.ranked([scene], [[wrong, silent, ""]], sources.fewest_false)
-    assert texts(pairs) == ([world.DESCRIBE], [silent], [wrong])
+    assert texts(pairs) == ([DESCRIBE], [silent], [wrong])
     known = json.loads(pairs[0]["origin_split"])
     assert known["chosen_false_missed"] == [1, 2] and known["rejected_false_missed"] == [1, 1]
 
@@ -93,8 +108,8 @@ def test_any_reward_ranks_and_small_differences_make_no_pair():
 def test_a_reward_sees_picture_question_answer_and_truth():
     def looks(items):
         for item, scene in zip(items, (SCENES[0], SCENES[0], SCENES[1]), strict=True):
-            assert item.image.tobytes() == world.draw(scene).tobytes()
-            assert item.question == world.DESCRIBE and item.about["scene"] == scene.to_json()
+            assert item.image.tobytes() == draw(scene).tobytes()
+            assert item.question == DESCRIBE and item.about["scene"] == scene.to_json()
         return range(len(items))
 
     assert len(sources.ranked(SCENES[:2], [["a", "b"], ["c", ""]], looks)) == 1
@@ -144,7 +159,7 @@ def test_no_difference_is_no_pair_and_says_so():
 
 
 def test_noise_keeps_the_size_and_hides_more_the_stronger_it_is():
-    picture = world.draw(SCENES[0])
+    picture = draw(SCENES[0])
     clean = np.asarray(picture, dtype=float)
     alike = []
     for strength in (0.01, 0.25, 0.78, 0.99):
@@ -166,7 +181,7 @@ def test_noise_has_the_share_of_the_variance_that_it_says():
 @pytest.mark.parametrize("strength", [0, 1, -0.1, 1.5, 500, math.nan])
 def test_a_strength_out_of_range_is_refused(strength):
     with pytest.raises(ValueError, match=f"strength={strength}: choose one between 0 .* and 1"):
-        sources.noised(world.draw(SCENES[0]), strength)
+        sources.noised(draw(SCENES[0]), strength)
     with pytest.raises(ValueError, match="strength="):
         sources.noised_pictures(None, None, SCENES[:1], strength)
 
@@ -177,9 +192,9 @@ def test_chosen_is_the_answer_to_the_picture_and_equal_pairs_are_dropped(base):
     assert 1 <= len(pairs) < len(SCENES)
     for row in pairs:
         scene = scene_of(row)
-        noisy = sources.noised(world.draw(scene), 0.25, [2, scene.seed])
+        noisy = sources.noised(draw(scene), 0.25, [2, scene.seed])
         assert row["chosen"] == clean[scene.to_json()] != row["rejected"]
-        assert row["rejected"] == sources.answers(*base, [noisy], [world.DESCRIBE])[0]
+        assert row["rejected"] == sources.answers(*base, [noisy], [DESCRIBE])[0]
 
 
 def test_noise_that_changes_nothing_or_silences_makes_no_pair(monkeypatch):
@@ -197,19 +212,19 @@ def test_the_truth_is_chosen_and_one_absent_associate_is_added():
     columns = set()
     for row in pairs:
         scene, ghost = scene_of(row), json.loads(row["origin_split"])["injected"]
-        assert row["chosen"] == world.describe(scene)
-        assert ghost in world.ASSOCIATES.values() and ghost not in scene.nouns
-        assert world.grade(scene, row["rejected"]) == (1, 0)
-        found = pocket.hallucinations([row["rejected"]], [scene]).per_caption[0]
+        assert row["chosen"] == describe(scene)
+        assert ghost in ASSOCIATES.values() and ghost not in scene.nouns
+        assert grade(scene, row["rejected"]) == (1, 0)
+        found = scene_hallucination([row["rejected"]], [scene]).per_caption[0]
         assert found.hallucinated == (ghost,)
-        columns |= {column for column in world.COLUMNS if f"{ghost} {column}" in row["rejected"]}
-    assert columns == set(world.COLUMNS)
+        columns |= {column for column in COLUMNS if f"{ghost} {column}" in row["rejected"]}
+    assert columns == set(COLUMNS)
 
 
 def test_what_the_context_promises_is_injected_before_anything_else():
     for row in sources.injected_in_truth(SCENES[0::2]):  # traps: every context lacks its associate
         ghost = json.loads(row["origin_split"])["injected"]
-        assert ghost in {world.ASSOCIATES.get(noun) for noun in scene_of(row).nouns}
+        assert ghost in {ASSOCIATES.get(noun) for noun in scene_of(row).nouns}
 
 
 def test_rejected_reads_as_the_world_describes_it():
@@ -226,17 +241,17 @@ def test_rejected_reads_as_the_world_describes_it():
 
 
 def test_its_own_answer_is_chosen_with_its_faults(monkeypatch):
-    scene = world.Scene((world.Thing("plate", "red", (0,)), world.Thing("cup", "red", (1,))), 5)
+    scene = Scene((Thing("plate", "red", (0,)), Thing("cup", "red", (1,))), 5)
     monkeypatch.setattr(pocket, "captions", lambda *a, **k: ["I see a fork on the left.", ""])
     pairs = sources.injected_in_own(None, None, [scene, scene])
     assert pairs["chosen"] == ["I see a fork on the left."]  # silence is left out
     ghost = json.loads(pairs[0]["origin_split"])["injected"]
-    assert ghost != "fork" and pocket.hallucinations(pairs["rejected"], [scene]).chair_i == 1
+    assert ghost != "fork" and scene_hallucination(pairs["rejected"], [scene]).chair_i == 1
 
 
 def test_what_is_there_is_never_injected_though_the_answer_left_it_out(monkeypatch):
-    things = [world.Thing("plate", "red", (0,)), world.Thing("fork", None, (4,), 0.1)]
-    scenes = [world.Scene(tuple(things), seed) for seed in range(40)]
+    things = [Thing("plate", "red", (0,)), Thing("fork", None, (4,), 0.1)]
+    scenes = [Scene(tuple(things), seed) for seed in range(40)]
     monkeypatch.setattr(pocket, "captions", lambda *a, **k: ["I see a red plate."] * len(scenes))
     pairs = sources.injected_in_own(None, None, scenes)
     ghosts = {json.loads(about)["injected"] for about in pairs["origin_split"]}
@@ -254,7 +269,7 @@ def test_nothing_left_to_inject_says_so(monkeypatch):
 
 
 def asked_about(row):
-    return next(noun for noun in world.NOUNS if f" {noun}?" in row["question"])
+    return next(noun for noun in NOUNS if f" {noun}?" in row["question"])
 
 
 def test_one_sided_pairs_all_say_no_and_are_right():

@@ -7,24 +7,24 @@ import torch
 from datasets import Dataset
 from trl import DPOTrainer
 
-from helpers import plots, world
-from helpers.image_path import backbone
-from helpers.messages import turns
-from helpers.shared_images import SharedImageDPOTrainer
-from helpers.steptime import PARTS, step_times
-from helpers.tracks import choose
-from helpers.trainer import dpo_trainer
+from helpers.dpo.image_path import backbone
+from helpers.dpo.shared_images import SharedImageDPOTrainer
+from helpers.dpo.timing import PARTS, step_times
+from helpers.dpo.trainer import dpo_trainer
+from helpers.pairs.messages import turns
+from helpers.setup.tracks import choose
+from helpers.world.scenes import DESCRIBE, describe, draw, sample_scenes
 
 
 @pytest.fixture
 def build(untrained, processor, tmp_path):
-    scenes = world.sample_scenes(4, part="preference")
+    scenes = sample_scenes(4, part="preference")
     pairs = Dataset.from_list(
         [
             {
-                "images": [world.draw(scene)],
-                "prompt": turns(world.DESCRIBE),
-                "chosen": turns("", world.describe(scene))[1:],
+                "images": [draw(scene)],
+                "prompt": turns(DESCRIBE),
+                "chosen": turns("", describe(scene))[1:],
                 "rejected": turns("", "two forks.")[1:],
             }
             for scene in scenes
@@ -47,7 +47,7 @@ def test_nothing_is_changed_and_every_part_takes_time(build, kind):
     assert all(torch.equal(weights[n], weight) for n, weight in trainer.model.state_dict().items())
     assert all(weight.grad is None for weight in trainer.model.parameters())
     assert not any(trainer._metrics["train"].values()) and trainer._total_train_tokens == 0
-    assert len(plots.step_times({"a": times, "b": times}).patches) == 2 * len(PARTS)
+    assert len(step_times({"a": times, "b": times}).patches) == 2 * len(PARTS)
 
 
 @pytest.mark.parametrize("kind, looks", [(DPOTrainer, 2), (SharedImageDPOTrainer, 1)])

@@ -16,10 +16,14 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 
-from helpers.hub import remote, shards, sources, streaming
-from helpers.hub.streaming import is_test, shuffled, stream_pairs
-from helpers.preferences import RAW_COLUMNS, check_pairs, load_raw, to_conversational
-from helpers.stored import PreferenceDataError, rows
+from helpers.pairs import rlaifv as streaming
+from helpers.pairs import shards, sources
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError, rows
+from helpers.pairs.load import load_raw
+from helpers.pairs.rlaifv import is_test, shuffled, stream_pairs
+from helpers.setup import hub as remote
 from tests.hub_protocol import Handler
 from tests.standin import CARD, formatted, rlaifv_shards
 
@@ -222,7 +226,8 @@ def asked_shards(requests, folder):
 
 CHILD = """
 import sys, time
-from helpers.hub import remote, shards, streaming
+from helpers.pairs import rlaifv as streaming, shards
+from helpers.setup import hub as remote
 
 def slowly(*args):
     time.sleep(0.05)

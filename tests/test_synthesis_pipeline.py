@@ -18,23 +18,16 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from helpers.models import ModelError
-from helpers.preferences import check_pairs, to_conversational
-from helpers.stored import RAW_COLUMNS
-from helpers.synthesis import (
-    Drawn,
-    Filters,
-    Parts,
-    Prompt,
-    Score,
-    Settings,
-    SynthesisError,
-    calling,
-    rlaifv_pairs,
-    run,
-    store,
-    text_only,
-)
+from helpers.feedback import calling, store
+from helpers.feedback.filters import Filters
+from helpers.feedback.items import Drawn, Prompt, Score, SynthesisError, text_only
+from helpers.feedback.pairing import rlaifv_pairs
+from helpers.feedback.pipeline import run
+from helpers.feedback.plan import Parts, Settings
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import RAW_COLUMNS
+from helpers.vlm.load import ModelError
 
 PROMPTS = [Prompt(f"scene {i}", "What is there?", {"number": i}) for i in range(6)]
 SETTINGS = Settings(seed=3, candidates=3, samples=2, batch_size=4)

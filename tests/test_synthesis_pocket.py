@@ -9,21 +9,13 @@ from dataclasses import replace
 import pytest
 from peft import get_peft_model
 
-from helpers import pocket, world
-from helpers.models import ModelError, lora_config
-from helpers.preferences import check_pairs, to_conversational
-from helpers.synthesis import (
-    Filters,
-    Item,
-    Parts,
-    Score,
-    Settings,
-    best_worst,
-    rlaifv_pairs,
-    run,
-)
-from helpers.synthesis import pocket_parts as parts_of
-from helpers.synthesis.pocket_parts import (
+from helpers.feedback import pocket_parts as parts_of
+from helpers.feedback.filters import Filters
+from helpers.feedback.items import Item, Score
+from helpers.feedback.pairing import best_worst, rlaifv_pairs
+from helpers.feedback.pipeline import run
+from helpers.feedback.plan import Parts, Settings
+from helpers.feedback.pocket_parts import (
     Drawer,
     PocketAnswerer,
     PocketFactCount,
@@ -35,6 +27,11 @@ from helpers.synthesis.pocket_parts import (
     pocket_prompts,
     tells_truth,
 )
+from helpers.pairs.check import check_pairs
+from helpers.pairs.format import to_conversational
+from helpers.vlm import pocket
+from helpers.vlm.load import ModelError, lora_config
+from helpers.world import scenes as world
 
 
 def items_of(prompts, candidates=1):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from helpers.synthesis.filters import (
+from helpers.feedback.filters import (
     Filters,
     length_of,
     sift,
@@ -16,7 +16,7 @@ from helpers.synthesis.filters import (
     sound_pairs,
     text_fault,
 )
-from helpers.synthesis.pairing import (
+from helpers.feedback.pairing import (
     Pair,
     Scored,
     balance_length,

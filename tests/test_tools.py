@@ -16,7 +16,7 @@ import pytest
 from nbformat.v4 import new_output
 from PIL import Image
 
-from helpers.printing import print_wrapped
+from helpers.plots.printing import print_wrapped
 from tools import build_notebooks, run_course
 from tools.build_notebooks import (
     COVER_BYTES,
@@ -49,7 +49,7 @@ SEED = 0
 # Run it.
 
 # %%
-import helpers.world
+import helpers.world.scenes
 from tqdm import tqdm
 for _ in tqdm(range(50), mininterval=0):
     pass
@@ -254,7 +254,7 @@ def test_tidy_leaves_plain_text_and_its_argument_alone():
 @pytest.mark.parametrize(
     "line",
     [
-        "  File /home/ada/course/helpers/world.py:12",
+        "  File /home/ada/course/helpers/world/scenes.py:12",
         "/Users/ada/course/.venv/lib: warning",
         "C:\\Users\\ada\\course",
         ".venv/lib/python3.11/site-packages/torch/nn.py:3: UserWarning",
@@ -420,7 +420,10 @@ def test_course_stops_at_the_first_failing_cell(lessons, tmp_path):
         run_course.main(["--output", str(tmp_path / "out")], lessons=folder)
     message = str(stop.value)
     assert "01_fake, cell 6 of 7 failed" in message
-    assert "import helpers.world" in message and "ZeroDivisionError: division by zero" in message
+    assert (
+        "import helpers.world.scenes" in message
+        and "ZeroDivisionError: division by zero" in message
+    )
     assert (tmp_path / "out" / "01_fake.ipynb").exists()
     assert not (tmp_path / "out" / "02_fake.ipynb").exists()
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.machine import Machine
-from helpers.tracks import TRACKS, TrackError, choose
+from helpers.setup.machine import Machine
+from helpers.setup.tracks import TRACKS, TrackError, choose
 
 
 def card(capability, gib):

@@ -8,9 +8,12 @@ import torch
 from datasets import Dataset
 from trl import DPOTrainer
 
-from helpers import models, pocket, trainer, world
-from helpers.messages import turns
-from helpers.tracks import choose
+from helpers.dpo import trainer
+from helpers.pairs.messages import turns
+from helpers.setup.tracks import choose
+from helpers.vlm import pocket
+from helpers.vlm.load import lora_config
+from helpers.world import scenes as world
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def build(untrained, processor, pairs, tmp_path):
             args=trainer.dpo_config(choose("pocket"), tmp_path, **{**settings, **changes}),
             train_dataset=pairs,
             processing_class=processor,
-            peft_config=models.lora_config(model, rank=4) if adapter else None,
+            peft_config=lora_config(model, rank=4) if adapter else None,
             callbacks=callbacks,
         )
 

@@ -23,8 +23,8 @@ import trl.models.utils
 import trl.trainer.dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-from helpers.shared_images import SharedImageDPOTrainer
-from helpers.trainer import keep_adapter_in_float32
+from helpers.dpo.shared_images import SharedImageDPOTrainer
+from helpers.dpo.trainer import keep_adapter_in_float32
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "docs" / "upstream.md", ROOT / "docs" / "upstream"

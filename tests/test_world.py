@@ -3,26 +3,42 @@
 import numpy as np
 import pytest
 
-from helpers import world
-from helpers.world import ASSOCIATES, NOUNS, Scene, Thing
+from helpers.world.scenes import (
+    ASSOCIATES,
+    CONTEXTS,
+    FREE,
+    NEGATIVES,
+    NOUNS,
+    PARTS,
+    SPLITS,
+    Scene,
+    Thing,
+    cooccurrence,
+    describe,
+    draw,
+    grade,
+    probes,
+    sample_scene,
+    sample_scenes,
+)
 
-SCENES = {split: world.sample_scenes(300, split) for split in world.SPLITS}
+SCENES = {split: sample_scenes(300, split) for split in SPLITS}
 
 
 def test_same_seed_same_scene_same_picture():
-    first, second = (world.sample_scene(5, "iid") for _ in range(2))
+    first, second = (sample_scene(5, "iid") for _ in range(2))
     assert first == second
-    assert np.array_equal(world.draw(first), world.draw(second))
-    assert world.sample_scene(6, "iid") != first
+    assert np.array_equal(draw(first), draw(second))
+    assert sample_scene(6, "iid") != first
 
 
 def test_scene_survives_json():
-    scene = world.sample_scene(3)
+    scene = sample_scene(3)
     assert Scene.from_json(scene.to_json()) == scene
 
 
 def test_association_rate_of_each_split():
-    for split, rate in world.SPLITS.items():
+    for split, rate in SPLITS.items():
         together = [
             ASSOCIATES[noun] in scene.nouns
             for scene in SCENES[split]
@@ -33,17 +49,17 @@ def test_association_rate_of_each_split():
 
 
 def test_contexts_are_zipf_weighted():
-    singles, _ = world.cooccurrence()
-    counts = [singles[context] for context in world.CONTEXTS]
+    singles, _ = cooccurrence()
+    counts = [singles[context] for context in CONTEXTS]
     assert counts == sorted(counts, reverse=True) and counts[0] > 2 * counts[-1]
 
 
 def test_parts_share_no_scene():
     def contents(part):
-        scenes = world.sample_scenes(500, part=part)
+        scenes = sample_scenes(500, part=part)
         return {tuple((t.noun, t.colour, t.cells) for t in s.things) for s in scenes}
 
-    parts = [contents(part) for part in world.PARTS]
+    parts = [contents(part) for part in PARTS]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
 
 
@@ -63,7 +79,7 @@ def test_each_thing_is_drawn_where_it_is_and_nowhere_else():
 
 
 def _picture(*things):
-    return np.asarray(world.draw(Scene(things, seed=1)), dtype=float)
+    return np.asarray(draw(Scene(things, seed=1)), dtype=float)
 
 
 def test_associates_are_fainter_than_anything_coloured():
@@ -71,13 +87,13 @@ def test_associates_are_fainter_than_anything_coloured():
         return np.abs(_picture(thing) - _picture()).sum()
 
     pencil = [ink(Thing(noun, None, (4,), 0.3)) for noun in ASSOCIATES.values()]
-    coloured = [ink(Thing(noun, "yellow", (4,))) for noun in world.CONTEXTS + world.FREE]
+    coloured = [ink(Thing(noun, "yellow", (4,))) for noun in CONTEXTS + FREE]
     assert max(pencil) < min(coloured)
 
 
 def test_caption_names_exactly_what_is_there():
     for scene in SCENES["iid"]:
-        words = world.describe(scene).replace(".", "").replace(",", "").split()
+        words = describe(scene).replace(".", "").replace(",", "").split()
         named = {noun for noun in NOUNS if noun in words or noun + "s" in words}
         assert named == scene.nouns
 
@@ -85,37 +101,37 @@ def test_caption_names_exactly_what_is_there():
 def test_grade_counts_false_and_missed_phrases():
     things = (Thing("cup", "red", (0, 1)), Thing("fork", None, (2,), 0.4))
     scene = Scene(things, 0)
-    truth = world.describe(scene)
+    truth = describe(scene)
     assert truth == "I see two red cups. I also see a fork on the right."
-    assert world.grade(scene, truth) == (0, 0)
-    assert world.grade(scene, "I see two red cups.") == (0, 1)
-    assert world.grade(scene, truth.replace("red", "blue")) == (1, 1)
-    assert world.grade(scene, truth.replace(" on the right", " on the left")) == (1, 1)
-    assert world.grade(scene, "I see two red cups and a bed on the left.") == (1, 1)
-    assert world.grade(scene, "I see two red cups, two red cups and a fork on the right.") == (1, 0)
-    assert world.grade(scene, "") == (1, 2)
+    assert grade(scene, truth) == (0, 0)
+    assert grade(scene, "I see two red cups.") == (0, 1)
+    assert grade(scene, truth.replace("red", "blue")) == (1, 1)
+    assert grade(scene, truth.replace(" on the right", " on the left")) == (1, 1)
+    assert grade(scene, "I see two red cups and a bed on the left.") == (1, 1)
+    assert grade(scene, "I see two red cups, two red cups and a fork on the right.") == (1, 0)
+    assert grade(scene, "") == (1, 2)
 
 
-@pytest.mark.parametrize("negatives", world.NEGATIVES)
+@pytest.mark.parametrize("negatives", NEGATIVES)
 def test_probes_are_true_and_balanced(negatives):
     answers = []
     for scene in SCENES["iid"]:
-        for probe in world.probes(scene, negatives):
+        for probe in probes(scene, negatives):
             answers.append(probe.answer)
             if probe.kind == "existence":
                 noun = probe.question.removesuffix("?").split()[-1]
                 assert (noun in scene.nouns) == (probe.answer == "yes")
     assert answers.count("yes") == answers.count("no")
-    assert world.probes(SCENES["iid"][0], negatives) == world.probes(SCENES["iid"][0], negatives)
+    assert probes(SCENES["iid"][0], negatives) == probes(SCENES["iid"][0], negatives)
 
 
 def test_popular_and_adversarial_negatives_are_what_they_say():
-    singles, together = world.cooccurrence()
+    singles, together = cooccurrence()
     for scene in SCENES["trap"][:100]:
         absent = {noun for noun in NOUNS if noun not in scene.nouns}
-        popular = [_noun(p) for p in world.probes(scene, "popular") if _negative(p)]
+        popular = [_noun(p) for p in probes(scene, "popular") if _negative(p)]
         assert popular[0] == max(absent, key=lambda n: (singles[n], n == popular[0]))
-        questions = [p for p in world.probes(scene, "adversarial") if p.kind == "existence"]
+        questions = [p for p in probes(scene, "adversarial") if p.kind == "existence"]
         positive, negative = _noun(questions[0]), _noun(questions[1])
         assert together[positive, negative] == max(together[positive, n] for n in absent)
 
@@ -132,7 +148,7 @@ def _negative(probe):
 def test_other_probes_agree_with_the_scene(kind):
     for scene in SCENES["iid"][:100]:
         by_noun = {thing.noun: thing for thing in scene.things}
-        for probe in (p for p in world.probes(scene) if p.kind == kind):
+        for probe in (p for p in probes(scene) if p.kind == kind):
             assert _holds(kind, probe.question, by_noun) == (probe.answer == "yes"), probe
 
 
@@ -151,8 +167,8 @@ def _holds(kind, question, by_noun):
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="split 'traps'.*iid, trap, pair"):
-        world.sample_scene(0, "traps")
+        sample_scene(0, "traps")
     with pytest.raises(ValueError, match="part 'dev'.*train, preference, test"):
-        world.sample_scene(0, part="dev")
+        sample_scene(0, part="dev")
     with pytest.raises(ValueError, match="negatives 'hard'"):
-        world.probes(world.sample_scene(0), "hard")
+        probes(sample_scene(0), "hard")

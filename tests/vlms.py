@@ -30,11 +30,11 @@ from transformers import (
 )
 from transformers.processing_utils import ProcessorMixin
 
-from helpers import pocket
-from helpers.messages import turns
-from helpers.models import lora_config
-from helpers.tracks import choose
-from helpers.trainer import dpo_config
+from helpers.dpo.trainer import dpo_config
+from helpers.pairs.messages import turns
+from helpers.setup.tracks import choose
+from helpers.vlm import pocket
+from helpers.vlm.load import lora_config
 from tests import standin
 
 TEXT = {

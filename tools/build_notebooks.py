@@ -33,7 +33,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from helpers.preflight import PACKAGES
-from helpers.runtime import KEEP, course_release, set_environment
+from helpers.setup.colab import KEEP, course_release, set_environment
 from tools.outputs import output_faults, tags, tidy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,12 +71,12 @@ GITHUB = re.compile(
 )
 # What is in <> is filled in. It is dense because the course, and so its helpers, may not be there.
 SETUP = r"""
-# Find the course. Colab and Kaggle fetch it, and what this lesson lacks there (helpers/runtime.py).
+# Find the course. Colab and Kaggle fetch it, and what this lesson lacks (helpers/setup/colab.py).
 import json, os, re, subprocess, sys, urllib.request as web
 from pathlib import Path
 here, sources = Path.cwd(), [("<repository>", "<release>")]  # whose, which tag
 places = [here, here / "<folder>", *here.parents]
-course = lambda: next((p for p in places if (p / "helpers" / "runtime.py").exists()), None)
+course = lambda: next((p for p in places if (p / "helpers/setup/colab.py").exists()), None)
 why = "Get it: git clone https://github.com/<repository>"
 if not course() and ("google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ):
     try:  # first from where this notebook was opened, which Colab's own server can tell
@@ -93,7 +93,7 @@ if not course():
     class NotFound(Exception): _render_traceback_ = lambda self: [str(self)]  # without a traceback
     raise NotFound(f"The course is not here. {why}")
 sys.path.insert(0, str(course()))
-from helpers.runtime import make_ready
+from helpers.setup.colab import make_ready
 <make_ready>
 """
 # A requirement's module, where it has another name; and what is needed without being imported.

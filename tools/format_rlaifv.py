@@ -16,20 +16,21 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from helpers.hub.publish import (
-    Data,
+from helpers.dpo.modelcard import Data, dataset_card
+from helpers.dpo.publish import (
     PublishError,
-    dataset_card,
     push_pairs,
     require_login,
     require_ours,
     write_pairs,
 )
-from helpers.hub.remote import ask
-from helpers.hub.sources import find_source, named
-from helpers.hub.streaming import source_of, stream_pairs
-from helpers.preferences import require_sound, split_by_image, to_conversational
-from helpers.stored import PreferenceDataError
+from helpers.pairs.check import require_sound
+from helpers.pairs.format import to_conversational
+from helpers.pairs.images import PreferenceDataError
+from helpers.pairs.load import split_by_image
+from helpers.pairs.rlaifv import source_of, stream_pairs
+from helpers.pairs.sources import find_source, named
+from helpers.setup.hub import ask
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "openbmb/RLAIF-V-Dataset"

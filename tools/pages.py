@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from helpers.tracks import TRACKS
+from helpers.setup.tracks import TRACKS
 from tools.outputs import tags
 
 # Jupyter's own page without what it loads from elsewhere; a cell that JupyterLab shows folded is

@@ -19,7 +19,7 @@ import papermill
 from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 
-from helpers.tracks import TrackError, choose
+from helpers.setup.tracks import TrackError, choose
 from tools.build_notebooks import (
     LESSONS,
     ROOT,

@@ -13,9 +13,9 @@ import sys
 
 import numpy as np
 
-from helpers.hallucination import amber, amber_public, language, pope
-from helpers.intervals import estimate, ratio, totals
-from helpers.metrics import f1, probe_rows
+from helpers.evaluation import amber, amber_public, language, pope
+from helpers.evaluation.intervals import estimate, ratio, totals
+from helpers.evaluation.metrics import f1, probe_rows
 
 
 def main(arguments=None):

@@ -16,8 +16,11 @@ import torch
 from datasets import concatenate_datasets
 from tqdm.auto import tqdm
 
-from helpers import pocket, synthesis, world
-from helpers.trainer import check_writable
+from helpers.dpo.checkpoints import check_writable
+from helpers.evaluation.metrics import scene_hallucination
+from helpers.feedback.own_samples import preference_scenes, rank_own_samples
+from helpers.vlm import pocket
+from helpers.world.scenes import sample_scenes
 
 BATCH, SEED = 24, 0
 # It learns to see where habit does not pay; then the habit, in the world as it is; then, at a lower
@@ -46,7 +49,7 @@ def train(stages=STAGES):
     log = {"stages": stages, "seed": SEED, "loss": [], "measured": []}
     began = time.time()
     for split, count, epochs, lr in stages:
-        lessons = pocket.encode_lessons(processor, world.sample_scenes(count, split, "train"), SEED)
+        lessons = pocket.encode_lessons(processor, sample_scenes(count, split, "train"), SEED)
         watch = watcher(model, processor, log, split, 2 * (count // BATCH))
         pocket.train_supervised(model, lessons, epochs, BATCH, lr, SEED, watch)
     log["seconds"] = round(time.time() - began)
@@ -72,8 +75,8 @@ def measure(model, processor, count=300):
     """Hal and Cover of captions of fresh training-part scenes, in percent."""
     row = {}
     for split in ("iid", "trap"):
-        scenes = world.sample_scenes(count, split, "train", seed="measure")
-        found = pocket.hallucinations(pocket.captions(model, processor, scenes), scenes)
+        scenes = sample_scenes(count, split, "train", seed="measure")
+        found = scene_hallucination(pocket.captions(model, processor, scenes), scenes)
         row[f"{split}_hal"] = round(100 * found.chair_s, 1)
         row[f"{split}_cover"] = round(100 * found.cover, 1)
     return row
@@ -83,8 +86,8 @@ def make_pairs(model, processor):
     """The preference pairs in the raw columns but the picture, which is drawn again when loaded."""
     parts = []
     for part, count in PAIR_SCENES.items():
-        scenes = synthesis.preference_scenes(count, seed=part)
-        made = synthesis.rank_own_samples(model, processor, scenes, seed=SEED)
+        scenes = preference_scenes(count, seed=part)
+        made = rank_own_samples(model, processor, scenes, seed=SEED)
         parts.append(made.remove_columns("image").add_column("part", [part] * len(made)))
     return concatenate_datasets(parts)
 

@@ -1,0 +1,1 @@
+"""What answers are worth: metrics, intervals, benchmarks, controls."""

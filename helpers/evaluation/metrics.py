@@ -1,0 +1,268 @@
+"""What lessons measure: object hallucination, yes/no probes, margins.
+
+    result = object_hallucination(captions, [scene.nouns for scene in scenes], NOUNS)
+    result.chair_s, result.cover
+    interval([bool(c.hallucinated) for c in result.per_caption])      # 95%, over images
+    interval([(len(c.hallucinated), len(c.mentioned)) for c in result.per_caption], ratio)
+
+Shares are fractions from 0 to 1. A share of nothing (0/0) is nan: a silent model has no
+chair_i, and as nan is above and below nothing, silence passes no threshold.
+
+`helpers.hallucination` has CHAIR, AMBER and POPE, from their own files.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers.evaluation.intervals import (  # noqa: F401
+    array,
+    interval,
+    paired,
+    ratio,
+    same_length,
+    share,
+)
+from helpers.evaluation.objects import mentions, plain, plurals, spellings  # noqa: F401
+from helpers.world.scenes import ASSOCIATES, NOUNS
+
+# --- object hallucination ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CaptionObjects:
+    """The objects of one caption. Mentions keep their order and repeats; the rest are sets."""
+
+    mentioned: tuple[str, ...]
+    hallucinated: tuple[str, ...]  # the mentions that are not in the picture
+    truth: frozenset[str]
+    hits: frozenset[str]  # of the truth
+    prone: frozenset[str]  # absent objects that this picture tempts a model to mention
+    prone_hits: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Hallucination:
+    """Shares over all captions, the counts behind them, and each caption's objects.
+
+    `chair_i` and `chair_s`: arXiv 1809.02156, section 2. `cover` and `cog`: AMBER, arXiv
+    2311.07397, section 3, where `chair_s` is called Hal. Read `chair_*` beside `cover`: who says
+    little is seldom wrong.
+    """
+
+    chair_i: float  # hallucinated_mentions / mentions
+    chair_s: float  # hallucinating_captions / captions
+    cover: float  # hits / truth_objects
+    cog: float  # prone_hits / prone_objects
+    mentions: int
+    hallucinated_mentions: int
+    captions: int
+    hallucinating_captions: int
+    truth_objects: int
+    hits: int
+    prone_objects: int
+    prone_hits: int
+    per_caption: tuple[CaptionObjects, ...]
+
+
+def object_hallucination(captions, truths, vocabulary, synonyms=None, prone=None, ignore=()):
+    """Compare the objects a caption mentions with those in its picture.
+
+    `captions`: texts. `truths`: for each, the objects in the picture. `vocabulary`: the objects
+    that are looked for; other words do not count. `synonyms`: word -> object. `prone`: for each
+    caption, objects a model is tempted to add; those that are in the picture are left out.
+    `ignore`: phrases that name none of the objects, though a part of them does ("train track").
+
+    Whole words and plurals, in any case, the longest name first: see `words.mentions`. Every
+    occurrence is a mention, also a negated one ("no cat"), as in the public programs. Raises
+    ValueError when lists differ in length or a name is not in the vocabulary.
+    """
+    same_length("captions", captions, "truths", truths)
+    prone = [()] * len(captions) if prone is None else prone
+    same_length("captions", captions, "prone", prone)
+    names = spellings(vocabulary, synonyms)
+    objects = spellings(vocabulary, synonyms, ignore)
+    per_caption = []
+    for row, (caption, truth, tempting) in enumerate(zip(captions, truths, prone, strict=True)):
+        if not isinstance(caption, str):
+            raise ValueError(f"caption {row} is {caption!r}, not a text.")
+        truth = _named(truth, names, f"the truth of caption {row}")
+        tempting = _named(tempting, names, f"prone of caption {row}") - truth
+        mentioned = tuple(mention.name for mention in mentions(caption, objects))
+        wrong = tuple(name for name in mentioned if name not in truth)
+        hits, falls = truth.intersection(mentioned), tempting.intersection(mentioned)
+        per_caption.append(CaptionObjects(mentioned, wrong, truth, hits, tempting, falls))
+    return summary(tuple(per_caption))
+
+
+def summary(per_caption):
+    """The `Hallucination` of a tuple of `CaptionObjects`."""
+    fields = CaptionObjects.__dataclass_fields__
+    total = {name: sum(len(getattr(c, name)) for c in per_caption) for name in fields}
+    wrong = sum(bool(c.hallucinated) for c in per_caption)
+    return Hallucination(
+        chair_i=share(total["hallucinated"], total["mentioned"]),
+        chair_s=share(wrong, len(per_caption)),
+        cover=share(total["hits"], total["truth"]),
+        cog=share(total["prone_hits"], total["prone"]),
+        mentions=total["mentioned"],
+        hallucinated_mentions=total["hallucinated"],
+        captions=len(per_caption),
+        hallucinating_captions=wrong,
+        truth_objects=total["truth"],
+        hits=total["hits"],
+        prone_objects=total["prone"],
+        prone_hits=total["prone_hits"],
+        per_caption=per_caption,
+    )
+
+
+def scene_hallucination(captions, scenes):
+    """`object_hallucination` of captions of scenes of the pocket world, with the exact truth.
+
+    What a scene makes a model prone to say are the absent associates of its contexts.
+    """
+    truths = [scene.nouns for scene in scenes]
+    prone = [{ASSOCIATES[n] for n in truth if n in ASSOCIATES} for truth in truths]
+    return object_hallucination(captions, truths, NOUNS, plurals(NOUNS), prone)
+
+
+def _named(given, names, where):
+    if isinstance(given, str):
+        raise ValueError(f"{where} is the text {given!r}: pass a collection of names.")
+    unknown = sorted(name for name in given if plain(name) not in names)
+    if unknown:
+        raise ValueError(
+            f"{where} names {', '.join(unknown)}: add it to the vocabulary or the synonyms."
+        )
+    return frozenset(names[plain(name)] for name in given)
+
+
+# --- yes/no probes -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class YesNo:
+    """Shares over `n` probes, and the counts behind them.
+
+    Read them beside `yes_ratio`, which shows a one-sided answerer, and `disputed`: the answers that
+    were taken for the contrary of what they say first.
+    """
+
+    accuracy: float  # right / n
+    precision: float  # hits / claimed; nan when the positive answer was never given
+    recall: float  # hits / actual
+    f1: float
+    yes_ratio: float
+    n: int
+    right: int
+    hits: int  # positive answers where the label is positive
+    claimed: int  # positive answers
+    actual: int  # positive labels
+    disputed: int
+
+
+def parse_yes_no(answer):
+    """A free answer as "yes" or "no", exactly as POPE reads it (arXiv 2305.10355, public code).
+
+    Only what stands before the first full stop counts. Commas are dropped and the rest is cut at
+    spaces; "No", "no" or "not" among the pieces means no, and anything else means yes. So an empty
+    answer, "NO", "No!" and "There isn't one" are a yes. That is the benchmark, and figures are
+    compared under it; `YesNo.disputed` counts how often it matters.
+    """
+    if not isinstance(answer, str):
+        raise ValueError(f"the answer {answer!r} is not a text.")
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"}.intersection(words) else "yes"
+
+
+def opinion(answer):
+    """What an answer says first, "yes" or "no", in any spelling; None when it says neither."""
+    found = re.search(r"\b(?:(yes)|no|nope|not|cannot)\b|n['\u2019]t\b", answer, re.I)
+    return found and ("yes" if found.group(1) else "no")
+
+
+def yes_no(answers, labels, positive="yes", parse=parse_yes_no):
+    """Accuracy, precision, recall, F1 and the share of "yes" over probes.
+
+    `labels`: "yes" or "no". `positive`: the class that precision, recall and F1 speak of: "yes" in
+    POPE, "no" in AMBER. `parse`: an answer -> "yes", "no" or None for neither, which is wrong
+    whatever the label. Raises ValueError for lists of different length and for labels or
+    `positive` that are neither.
+    """
+    rows = probe_rows(answers, labels, positive, parse)
+    right, hits, claimed, actual = (int(total) for total in rows.sum(0))
+    given = [parse(answer) for answer in answers]
+    return YesNo(
+        accuracy=share(right, len(rows)),
+        precision=share(hits, claimed),
+        recall=share(hits, actual),
+        f1=f1(rows),
+        yes_ratio=share(given.count("yes"), len(rows)),
+        n=len(rows),
+        right=right,
+        hits=hits,
+        claimed=claimed,
+        actual=actual,
+        disputed=sum(opinion(a) not in (None, g) for a, g in zip(answers, given, strict=True)),
+    )
+
+
+def probe_rows(answers, labels, positive="yes", parse=parse_yes_no):
+    """An array (n, 4) of 0 and 1: right, hit, claimed, actual. Arguments and errors as `yes_no`.
+
+    Rows are what a bootstrap draws: `interval(rows[:, 0])` of accuracy, `interval(rows, f1)`.
+    """
+    same_length("answers", answers, "labels", labels)
+    for name, value in [("positive", positive), *((f"label {i}", v) for i, v in enumerate(labels))]:
+        if value not in ("yes", "no"):
+            raise ValueError(f'{name} is {value!r}: it must be "yes" or "no".')
+    rows = np.zeros((len(labels), 4), dtype=int)
+    for row, answer, label in zip(rows, answers, labels, strict=True):
+        given = parse(answer)
+        claimed, actual = given == positive, label == positive
+        row[:] = given == label, claimed and actual, claimed, actual
+    return rows
+
+
+def f1(rows):
+    """The harmonic mean of precision and recall, from `probe_rows`: a statistic for `interval`."""
+    _, hits, claimed, actual = np.asarray(rows).sum(0)
+    if not hits:
+        return share(0, claimed + actual)
+    precision, recall = float(hits / claimed), float(hits / actual)
+    return 2 * precision * recall / (precision + recall)
+
+
+# --- margins -------------------------------------------------------------------------------
+
+
+def margins(
+    policy_chosen_logps,
+    policy_rejected_logps,
+    reference_chosen_logps=0.0,
+    reference_rejected_logps=0.0,
+    beta=1.0,
+):
+    """Each pair's margin, chosen reward minus rejected reward, as an array (n,).
+
+    Arrays or tensors of summed log-probs. Without the reference: how much this model itself prefers
+    the chosen answer. Raises ValueError when their lengths differ.
+    """
+    policy = array(policy_chosen_logps), array(policy_rejected_logps)
+    reference = array(reference_chosen_logps), array(reference_rejected_logps)
+    lengths = [values.size for values in policy + reference if values.ndim]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"the log-probs must have one length, but have {lengths}.")
+    return beta * ((policy[0] - reference[0]) - (policy[1] - reference[1]))
+
+
+def preference_accuracy(pair_margins):
+    """The share of pairs with a margin strictly above 0.
+
+    A tie counts as wrong, as in TRL's rewards/accuracies: while the policy is the reference every
+    margin is 0, and so is the accuracy.
+    """
+    pair_margins = array(pair_margins)
+    return share(int((pair_margins > 0).sum()), len(pair_margins))

@@ -1,0 +1,1 @@
+"""Preference pairs: load, format, check; image bytes stay as they are."""

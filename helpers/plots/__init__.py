@@ -1,0 +1,1 @@
+"""Pictures for lessons: cards of pairs and answers, curves."""

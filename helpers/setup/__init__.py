@@ -1,0 +1,1 @@
+"""The machine: its track, its notebook host, its disk, the Hub."""

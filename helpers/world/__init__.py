@@ -1,0 +1,1 @@
+"""The pocket world: drawn scenes whose truth is known exactly."""

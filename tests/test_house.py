@@ -1,0 +1,43 @@
+"""The house: eight rooms on four floors, and a room imports only from floors below its own."""
+
+import ast
+
+from tools.build_notebooks import ROOT
+
+FLOORS = (
+    {"setup", "world", "plots"},
+    {"pairs"},
+    {"evaluation", "vlm"},
+    {"feedback", "dpo"},
+    {"preflight"},  # the front door looks into every room
+)
+MODULES = {path: path.relative_to(ROOT).parts for path in (ROOT / "helpers").rglob("*.py")}
+
+
+def rooms_imported(path):
+    """(room, line) of every import from helpers, also inside of functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from ((n.split(".")[1], node.lineno) for n in names if n.startswith("helpers."))
+
+
+def test_a_room_imports_only_from_floors_below():
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    wrong = []
+    for path, (_, *parts) in MODULES.items():
+        own = parts[0].removesuffix(".py")
+        for room, line in rooms_imported(path) if own != "__init__" else ():
+            if room != own and floor[room] >= floor[own]:
+                wrong.append(f"{'/'.join(parts)}:{line} imports {room}")
+    assert not wrong
+
+
+def test_every_room_is_on_a_floor_and_rooms_export_nothing():
+    rooms = {parts[1] for parts in MODULES.values() if len(parts) > 2}
+    assert rooms == set().union(*FLOORS) - {"preflight"}
+    for path, parts in MODULES.items():
+        if parts[-1] == "__init__.py":
+            (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body  # and nothing else
+            assert isinstance(docstring, ast.Expr)
