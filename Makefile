@@ -15,7 +15,7 @@ lab: environment ## open JupyterLab on your own copies of the lessons, in work/ 
 	@$(BIN)/python -m tools.lab $(LAB)
 
 test: environment ## lint, unit tests, drift test and a smoke test of every notebook
-	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 notebooks: environment ## build notebooks/ from lessons/, executed on the pocket track
 	$(BIN)/python -m tools.build_notebooks

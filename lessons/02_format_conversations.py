@@ -18,6 +18,7 @@ QUICK = False  # True: fewer pairs and fewer splits, for a fast look
 SEED = 0  # of the splits
 PAIRS = 64  # how many pairs of the track to format
 TEST_SHARE = 0.2  # of the rows, for the held-out side
+OUT = "runs/02"  # where the formatted pairs are saved
 
 # %% [markdown]
 # Run the setup and these imports, and see which track you are on.
@@ -493,8 +494,8 @@ print(f"{len(train)} rows to train on, {len(test)} to test on, no photograph on 
 # every row, bytes included.
 
 # %%
-save(train, "runs/02_pairs")
-again = load("runs/02_pairs")
+save(train, f"{OUT}/pairs")
+again = load(f"{OUT}/pairs")
 assert list(rows(again)) == list(rows(train))
 print(f"{len(again)} pairs, each the same to the byte")
 

@@ -43,7 +43,7 @@ from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
 from helpers.pairs.load import load_raw
 from helpers.plots.cards import answer_card, pair_cards
-from helpers.plots.curves import training_curves
+from helpers.plots.curves import step_time_bars, training_curves
 from helpers.plots.printing import print_wrapped
 from helpers.setup.tracks import choose
 from helpers.vlm import smolvlm
@@ -188,7 +188,7 @@ batch_of_pairs = pairs.select(range(track.batch_size))
 # %%
 trainers = {"TRL's DPOTrainer": stock, "each picture once": shared}
 times = step_times(trainers, batch_of_pairs)
-_ = step_times(times)
+_ = step_time_bars(times)
 
 # %% [markdown]
 # The tower looks once instead of four times, and the picture is prepared once instead of twice. The

@@ -5,9 +5,10 @@ import re
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell
+from IPython.core.interactiveshell import InteractiveShell
 
 from helpers.evaluation.pope_hub import NAME as POPE
+from helpers.pairs import rlaifv
 from helpers.setup.tracks import TRACKS
 from tests.standin import CARD, rlaifv_shards, smolvlm
 from tests.test_hub_pope import pope_files
@@ -157,21 +158,30 @@ def test_prose_comes_between_code(notebook):
     assert "ccc" not in kinds, f"three code cells in a row, from cell {kinds.find('ccc') + 1}"
 
 
-def run(lesson, track, tmp_path, **changes):
-    """Execute a lesson in small, with all that it keeps in tmp_path."""
+def in_small(lesson, track, tmp_path, **changes):
+    """The built notebook of a lesson and its parameters, with all that it keeps in tmp_path."""
     notebook = build(lesson)
     cell = next(cell for cell in notebook.cells if "parameters" in tags(cell))
     values = {"TRACK": track, "QUICK": True, "OUT": str(tmp_path / "out"), **changes}
     values["KEPT"] = str(tmp_path / "kept")
     known = assigned_names(cell.source, lesson.name)
-    elsewhere = f"import helpers.pairs.rlaifv as s; s.FOLDER = {str(tmp_path / 'data')!r}"
-    notebook.cells.insert(3, new_code_cell(elsewhere))  # after the setup cell
-    values = {name: value for name, value in values.items() if name in known}
-    execute(notebook, tmp_path / "small.ipynb", values)
+    return notebook, {name: value for name, value in values.items() if name in known}
+
+
+def run_here(notebook, parameters):
+    """Run the cells in this process: no kernel to start, and nothing to import once more."""
+    shell = InteractiveShell.instance()
+    shell.reset(new_session=True)
+    for cell in code_cells(notebook):
+        shell.run_cell(cell.source).raise_error()
+        if "parameters" in tags(cell):
+            shell.push(parameters)
+    shell.reset(new_session=True)  # lets go of the lesson's models
 
 
 def test_runs_in_small(lesson, tmp_path):
-    run(lesson, "pocket", tmp_path)
+    notebook, parameters = in_small(lesson, "pocket", tmp_path)
+    execute(notebook, tmp_path / "small.ipynb", parameters)
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +204,9 @@ def stages(tmp_path_factory):
 
 
 @pytest.mark.parametrize("track", ["t4", "ampere"])
-def test_runs_on_the_gpu_tracks_without_a_gpu(lesson, track, downloads, stages, hub, tmp_path):
+def test_runs_on_the_gpu_tracks_without_a_gpu(
+    lesson, track, downloads, stages, hub, tmp_path, monkeypatch
+):
     """Every line that a learner's GPU would run, on the CPU: a tiny model, a hub on loopback."""
     model, pairs, pope = downloads
     hub.add("models", "tiny/smolvlm", model)
@@ -203,7 +215,9 @@ def test_runs_on_the_gpu_tracks_without_a_gpu(lesson, track, downloads, stages, 
     (tmp_path / "amber").mkdir()
     amber = str(amber_files(tmp_path / "amber"))
     names = {"MODEL": "tiny/smolvlm", "PUSH_TO": "me/tuned"}
-    run(lesson, track, tmp_path, **names, AMBER=amber, **stages, SIZE=64)
+    monkeypatch.setattr(rlaifv, "FOLDER", tmp_path / "data")
+    monkeypatch.chdir(ROOT)
+    run_here(*in_small(lesson, track, tmp_path, **names, AMBER=amber, **stages, SIZE=64))
     if "PUSH_TO" in lesson.read_text(encoding="utf-8"):
         pushed = hub.files("models", "me/tuned")
         assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(pushed)

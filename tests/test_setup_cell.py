@@ -97,15 +97,17 @@ import sys
 from dataclasses import replace
 from helpers.setup.colab import make_ready
 make_ready("trl")
-from helpers import models, preferences
 from helpers.dpo.checkpoints import train, trained
-from helpers.setup.tracks import choose
 from helpers.dpo.trainer import dpo_trainer
+from helpers.pairs.format import to_conversational
+from helpers.pairs.load import load_raw
+from helpers.setup.tracks import choose
+from helpers.vlm.load import load_policy
 
 track = replace(choose("pocket"), batch_size=4)
-pairs = preferences.to_conversational(preferences.load_raw(track, "train", 8))
+pairs = to_conversational(load_raw(track, "train", 8))
 for run in (train, trained):
-    trainer = dpo_trainer(*models.load_policy(track), pairs, track, sys.argv[1], save_steps=1)
+    trainer = dpo_trainer(*load_policy(track), pairs, track, sys.argv[1], save_steps=1)
     run(trainer)
 print("trained")
 """
@@ -269,7 +271,7 @@ class Runtime:
     def make_ready(self, before="", **environment):
         """What the setup cell calls, without a notebook: return code, printed text and error."""
         asked = ", ".join(map(repr, ("anywidget", "bitsandbytes", *EXACT)))
-        code = f"import google.colab\n{before}\nfrom helpers import runtime\n"
+        code = f"import google.colab\n{before}\nfrom helpers.setup import colab as runtime\n"
         return subprocess.run(
             [self.python, "-c", f"{code}runtime.make_ready({asked})"],
             env=self.environment(PYTHONPATH=str(ROOT), **environment),

@@ -12,6 +12,7 @@ from helpers.dpo.shared_images import SharedImageDPOTrainer
 from helpers.dpo.timing import PARTS, step_times
 from helpers.dpo.trainer import dpo_trainer
 from helpers.pairs.messages import turns
+from helpers.plots.curves import step_time_bars
 from helpers.setup.tracks import choose
 from helpers.world.scenes import DESCRIBE, describe, draw, sample_scenes
 
@@ -47,7 +48,7 @@ def test_nothing_is_changed_and_every_part_takes_time(build, kind):
     assert all(torch.equal(weights[n], weight) for n, weight in trainer.model.state_dict().items())
     assert all(weight.grad is None for weight in trainer.model.parameters())
     assert not any(trainer._metrics["train"].values()) and trainer._total_train_tokens == 0
-    assert len(step_times({"a": times, "b": times}).patches) == 2 * len(PARTS)
+    assert len(step_time_bars({"a": times, "b": times}).patches) == 2 * len(PARTS)
 
 
 @pytest.mark.parametrize("kind, looks", [(DPOTrainer, 2), (SharedImageDPOTrainer, 1)])
