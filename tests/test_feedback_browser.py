@@ -3,7 +3,7 @@
 Skipped where Chromium or playwright is missing. To run it:
 
     pip install playwright          # not a requirement of the course; uses the Chromium named below
-    CHROMIUM=/usr/bin/chromium python -m pytest tests/test_annotate_browser.py
+    CHROMIUM=/usr/bin/chromium python -m pytest tests/test_feedback_browser.py
 """
 
 import os
@@ -19,9 +19,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers.feedback.labels import read_labels
+from helpers.feedback.annotation import read_labels
 from helpers.world.scenes import sample_scenes
-from tests.test_annotate import raw
+from tests.test_feedback_annotation import raw
 from tools.build_notebooks import METADATA, ROOT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright to run it")
@@ -38,7 +38,7 @@ CELL = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from datasets import Dataset
-from helpers.feedback.session import Session
+from helpers.feedback.annotation import Session
 from helpers.feedback.widget import annotate
 annotate(Session(Dataset.load_from_disk("pairs"), "Ada", "labels"))
 """
