@@ -60,8 +60,7 @@ from helpers.feedback.widget import annotate
 from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
 from helpers.pairs.load import load_photos, load_raw
-from helpers.plots.cards import image_grid, pair_cards
-from helpers.plots.printing import print_wrapped
+from helpers.plots.cards import image_grid, pair_cards, print_wrapped
 from helpers.setup.tracks import choose
 from helpers.vlm import pocket
 from helpers.vlm.answers import answer_logps
