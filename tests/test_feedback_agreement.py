@@ -63,13 +63,8 @@ def test_votes_merge_by_majority(room):
     about = json.loads(merged[2]["origin_split"])
     assert about["votes"] == {"Ada": "chosen", "Bob": "chosen", "Cy": "tie"}
     assert about["as_in_source"] is False and about["source"] == room[2]["origin_split"]
-    assert len(to_preferences(votes, room, ties="both")) == 6
-    with pytest.raises(ValueError, match="ties='keep'"):
-        to_preferences(votes, room, ties="keep")
-    ties = votes_on(room, Ada="tttttttt")
     with pytest.raises(LabelError, match="no pair has an answer that won"):
-        to_preferences(ties, room)
-    assert check_pairs(to_preferences(ties, room, ties="both")) == []
+        to_preferences(votes_on(room, Ada="tttttttt"), room)
 
 
 @pytest.mark.parametrize("columns", [RAW_COLUMNS, ("image", "question", "chosen", "rejected")])

@@ -6,7 +6,6 @@ What the browser's half of the widget does is in test_feedback_browser.py.
 import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -66,15 +65,6 @@ def label_all(session, choose=right_side):
     return session
 
 
-def simulate(pairs, folder, name, right=1.0):
-    """An annotator who picks the true answer with this probability."""
-    rng = random.Random(name)
-    other = {"A": "B", "B": "A"}
-    session = Session(pairs, name, folder)
-    label_all(session, lambda c: right_side(c) if rng.random() < right else other[right_side(c)])
-    session.close()
-
-
 @pytest.fixture(scope="session")
 def pairs(scenes):
     return raw(scenes[:4])
@@ -104,10 +94,8 @@ def test_sides_are_shuffled_by_name_half_each_way_and_the_card_does_not_tell(pai
     session, lefts = Session(pairs, "Ada", folder), left_answers(keys, "Ada")
     for key, row in zip(keys, pairs, strict=True):
         card = session.card
-        assert card.left == row[lefts[key]] and {card.left, card.right} == {
-            row["chosen"],
-            row["rejected"],
-        }
+        assert card.left == row[lefts[key]] != card.right
+        assert card.right in (row["chosen"], row["rejected"])
         view = json.dumps(annotate(session).view)
         assert "chosen" not in view and "rejected" not in view
         session.label("tie")
@@ -144,8 +132,6 @@ def test_undo_goes_back_one_choice_at_a_time_also_after_a_restart(session, pairs
     assert again.card.key == second
     assert again.undo().pair == first
     assert again.card.key == first and read_labels(again.path).labels == {}
-    with pytest.raises(LabelError, match="nothing to undo"):
-        again.undo()
 
 
 def test_a_reason_is_asked_for_and_kept(session):
@@ -162,6 +148,8 @@ def test_a_reason_is_asked_for_and_kept(session):
 def test_choices_that_cannot_be(session):
     with pytest.raises(LabelError, match="'A', 'B' or 'tie'"):
         session.label("left")
+    with pytest.raises(LabelError, match="nothing to undo"):
+        session.undo()
     label_all(session)
     for late in (lambda: session.label("A"), lambda: session.skip("late")):
         with pytest.raises(LabelError, match="all 8 pairs are labelled"):
@@ -411,21 +399,21 @@ def send(widget, action, value=None, pair=None):
     return widget.view
 
 
-def test_the_buttons_save(widget):
+def test_the_buttons_save_and_a_second_click_does_not_label_the_next_pair(widget):
+    first = widget.view["card"]["key"]
     assert send(widget, "label", "A")["done"] == 1
+    reply = widget.view["reply"]
+    assert send(widget, "label", "A", pair=first)["done"] == 1
+    assert widget.view["reply"] > reply  # the page waits for an answer
     assert send(widget, "label", "B")["done"] == 2
     assert send(widget, "skip", "both are wrong")["skipped"] == 1
     assert send(widget, "undo")["done"] == 2
     saved = read_labels(widget.session.path).labels
     assert [label.side for label in saved.values()] == ["A", "B"]
-
-
-def test_a_second_click_does_not_label_the_next_pair(widget):
-    first = widget.view["card"]["key"]
-    send(widget, "label", "A")
-    reply = widget.view["reply"]
-    assert send(widget, "label", "A", pair=first)["done"] == 1
-    assert widget.view["reply"] > reply  # the page waits for an answer
+    for _ in range(6):
+        send(widget, "label", "tie")
+    assert widget.view["card"] is None and widget.picture == b""
+    assert send(widget, "undo")["card"]["number"] == 8
 
 
 def test_what_was_not_saved_is_said_and_the_card_stays(widget):
@@ -433,13 +421,6 @@ def test_what_was_not_saved_is_said_and_the_card_stays(widget):
     widget.session.path.unlink()
     view = send(widget, "label", "A")
     assert "not saved" in view["error"] and view["done"] == 0 and view["card"] == card
-
-
-def test_at_the_end_there_is_no_card_and_undo_brings_it_back(widget):
-    for _ in range(8):
-        send(widget, "label", "tie")
-    assert widget.view["card"] is None and widget.picture == b""
-    assert send(widget, "undo")["card"]["number"] == 8
 
 
 def test_without_a_front_end_a_sentence_stands_in(widget):

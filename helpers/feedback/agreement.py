@@ -262,30 +262,22 @@ def _row_indices(votes, pairs):
     return indices
 
 
-def to_preferences(votes: Votes, pairs: Dataset, ties: str = "drop") -> Dataset:
+def to_preferences(votes: Votes, pairs: Dataset) -> Dataset:
     """What the annotators prefer, in the raw columns: chosen is the answer that won.
 
-    ties="drop" leaves undecided pairs out; ties="both" keeps them in both orders, which pulls
-    their margin towards 0. Image bytes are untouched. `origin_split` is JSON: each annotator's
-    vote in the words of the row, whether the source agrees, and the source's own `origin_split`.
-    Raises LabelError for votes about other pairs or if no pair is left, ValueError for another
-    setting of `ties`.
+    Undecided pairs are left out; image bytes are untouched. `origin_split` is JSON: each
+    annotator's vote in the words of the row, whether the source agrees, and the source's own
+    `origin_split`. Raises LabelError for votes about other pairs or if no pair is left.
     """
-    if ties not in ("drop", "both"):
-        raise ValueError(f"ties={ties!r}: choose 'drop' or 'both'")
-    winners = {"chosen": ["chosen"], "rejected": ["rejected"], "tie": []}
-    if ties == "both":
-        winners["tie"] = ANSWERS
-    indices, decided, picks = _row_indices(votes, pairs), majority(votes), _picks_by_pair(votes)
+    indices, winners, picks = _row_indices(votes, pairs), majority(votes), _picks_by_pair(votes)
     undecoded = pairs.with_format(None).cast_column("image", Image(decode=False))
     merged = [
-        _merged_row(undecoded[i], i, winner, picks[key])
+        _merged_row(undecoded[i], i, winners[key], picks[key])
         for key, i in indices.items()
-        if key in decided
-        for winner in winners[decided[key]]
+        if winners.get(key) in ANSWERS
     ]
     if not merged:
-        raise LabelError("no pair has an answer that won: label more, or keep ties with 'both'")
+        raise LabelError("no pair has an answer that won: label more, or ask more people")
     return Dataset.from_list(merged).cast_column("image", Image())
 
 
