@@ -27,7 +27,7 @@ SCENES = 200  # how many scenes the model describes below
 
 # %%
 from helpers.evaluation.metrics import scene_hallucination
-from helpers.plots.printing import print_wrapped
+from helpers.plots.cards import print_wrapped
 from helpers.preflight import report
 
 print_wrapped(report(TRACK))

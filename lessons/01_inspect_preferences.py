@@ -40,9 +40,8 @@ from helpers.evaluation.intervals import interval, ratio
 from helpers.pairs.check import check_pairs, require_sound
 from helpers.pairs.images import PreferenceDataError, image_digest
 from helpers.pairs.load import load_photos, load_raw, split_by_image, word_diff
-from helpers.plots.cards import CHOSEN, REJECTED, pair_cards
+from helpers.plots.cards import CHOSEN, REJECTED, pair_cards, print_wrapped
 from helpers.plots.curves import length_histogram
-from helpers.plots.printing import print_wrapped
 from helpers.setup.tracks import choose
 from helpers.world.scenes import Scene, describe, grade
 

@@ -40,7 +40,7 @@ from helpers.pairs.check import check_pairs
 from helpers.pairs.format import to_conversational
 from helpers.pairs.images import image_digest, rows
 from helpers.pairs.load import load, load_photos, load_raw, save, split_by_image
-from helpers.plots.cards import REJECTED, image_grid, pair_card
+from helpers.plots.cards import REJECTED, image_grid, pair_card, print_wrapped
 from helpers.plots.curves import KINDS, token_strip
 from helpers.setup.tracks import choose
 from helpers.vlm.load import load_policy
@@ -197,8 +197,6 @@ plt.show()
 
 # %%
 from trl.data_utils import apply_chat_template
-
-from helpers.plots.printing import print_wrapped
 
 pair = pairs[0]
 prompt = processor.apply_chat_template(pair["prompt"], add_generation_prompt=True)

@@ -38,9 +38,8 @@ from helpers.dpo.losses import dpo_loss, hinge_loss
 from helpers.dpo.trainer import SetupError, check_setup, dpo_config
 from helpers.pairs.format import to_conversational
 from helpers.pairs.load import load_raw
-from helpers.plots.cards import CHOSEN, REJECTED, pair_card
+from helpers.plots.cards import CHOSEN, REJECTED, pair_card, print_wrapped
 from helpers.plots.curves import beta_curves
-from helpers.plots.printing import print_wrapped
 from helpers.setup.machine import Machine, precision, this_machine
 from helpers.setup.tracks import choose
 from helpers.vlm import memory as budget

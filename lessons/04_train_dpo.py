@@ -42,9 +42,8 @@ from helpers.evaluation.metrics import scene_hallucination
 from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
 from helpers.pairs.load import load_raw
-from helpers.plots.cards import answer_card, pair_cards
+from helpers.plots.cards import answer_card, pair_cards, print_wrapped
 from helpers.plots.curves import step_time_bars, training_curves
-from helpers.plots.printing import print_wrapped
 from helpers.setup.tracks import choose
 from helpers.vlm import smolvlm
 from helpers.vlm.answers import answer_logps, answers

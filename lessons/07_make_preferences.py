@@ -48,22 +48,19 @@ from helpers.dpo.trainer import check_setup, dpo_trainer
 from helpers.evaluation.intervals import estimate
 from helpers.feedback import agreement, sources
 from helpers.feedback import pocket_parts as parts
+from helpers.feedback.annotation import Session, pair_keys
 from helpers.feedback.filters import length_of
 from helpers.feedback.items import Prompt, SynthesisError
-from helpers.feedback.labels import pair_keys
 from helpers.feedback.own_samples import preference_scenes
 from helpers.feedback.pairing import rlaifv_pairs
 from helpers.feedback.pipeline import run
 from helpers.feedback.plan import Parts, Settings
-from helpers.feedback.session import Session
 from helpers.feedback.store import read_parts
-from helpers.feedback.votes import conflict_cards, read_votes, to_preferences
 from helpers.feedback.widget import annotate
 from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
 from helpers.pairs.load import load_photos, load_raw
-from helpers.plots.cards import image_grid, pair_cards
-from helpers.plots.printing import print_wrapped
+from helpers.plots.cards import image_grid, pair_cards, print_wrapped
 from helpers.setup.tracks import choose
 from helpers.vlm import pocket
 from helpers.vlm.answers import answer_logps
@@ -547,7 +544,7 @@ for name, picks in {"Ada looks": looks, "Ben counts": counts_words, "Cy hurries"
 # column compares with the exact truth.
 
 # %%
-votes = read_votes(LABELS / "drawings", drawn)
+votes = agreement.read_votes(LABELS / "drawings", drawn)
 print(agreement.report(votes))
 
 # %% [markdown]
@@ -560,14 +557,14 @@ print(agreement.report(votes))
 # the annotators' rules.
 
 # %%
-_ = conflict_cards(votes, drawn, most=2)
+_ = agreement.conflict_cards(votes, drawn, most=2)
 
 # %% [markdown]
 # The folder becomes one dataset: the majority decides, undecided pairs are left out, and each pair
 # keeps every vote.
 
 # %%
-labelled = require_sound(to_preferences(votes, drawn))
+labelled = require_sound(agreement.to_preferences(votes, drawn))
 told = [json.loads(about) for about in labelled["origin_split"]]
 print(f"{len(labelled)} of {len(drawn)} pairs decided; the first:\n{told[0]['votes']}")
 right = [about["as_in_source"] for about in told]

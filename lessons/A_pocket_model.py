@@ -31,8 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from helpers.evaluation.metrics import scene_hallucination
-from helpers.plots.cards import CHOSEN, CONTROL, WRONG, image_grid
-from helpers.plots.printing import print_wrapped
+from helpers.plots.cards import CHOSEN, CONTROL, WRONG, image_grid, print_wrapped
 from helpers.setup.tracks import DATA
 from helpers.vlm import pocket
 from helpers.vlm.answers import yes_no_answers

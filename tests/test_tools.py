@@ -16,7 +16,7 @@ import pytest
 from nbformat.v4 import new_output
 from PIL import Image
 
-from helpers.plots.printing import print_wrapped
+from helpers.plots.cards import print_wrapped
 from tools import build_notebooks, run_course
 from tools.build_notebooks import (
     COVER_BYTES,

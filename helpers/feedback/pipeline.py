@@ -39,7 +39,7 @@ from helpers.feedback.plan import Parts, Settings, run_identity, seed_of
 from helpers.feedback.store import image_data, open_run, read_errors, take_over
 from helpers.pairs.check import check_pairs
 from helpers.pairs.images import RAW_COLUMNS
-from helpers.plots.printing import print_wrapped
+from helpers.plots.cards import print_wrapped
 
 FEATURES = Features(
     {name: Value("string") for name in RAW_COLUMNS}

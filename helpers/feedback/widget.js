@@ -1,4 +1,4 @@
-// The page's half of helpers/annotate/widget.py: shows a card, sends choices, saves nothing itself.
+// The page's half of widget.py: shows a card, sends choices, saves nothing itself.
 //
 // model.view     {reply, error, annotator, file, done, skipped, total, time, sharp,
 //                 card: {key, number, question, A, B} or null}

@@ -14,19 +14,18 @@ import anywidget
 import traitlets
 from PIL import ImageOps
 
-from helpers.feedback.labels import LabelError
+from helpers.feedback.annotation import LabelError, Session
 from helpers.pairs.check import decoded
 from helpers.pairs.images import image_bytes
 
 HERE = Path(__file__).parent
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # jupyter_server drops messages beyond 3 MB in 3 seconds, so large photographs are shown smaller.
 LARGEST_FILE, LONGEST_SIDE = 300_000, 1024
 SMALL_PICTURE = 200  # pixels: below, they are shown as sharp squares
-SHOWN_BY_BROWSERS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
+SHOWN_BY_BROWSERS = (b"\xff\xd8\xff", b"\x89PNG")  # JPEG and PNG, by their first bytes
 
 
-def annotate(session):
+def annotate(session: Session) -> "Annotator":
     """The widget of a `Session`. Without a front end, a sentence that says where it works."""
     return Annotator(session)
 
@@ -46,23 +45,18 @@ class Annotator(anywidget.AnyWidget):
         self.on_msg(self._act)
 
     def _act(self, widget, message, buffers):
+        card, error = self.session.card, ""
+        methods = {"label": self.session.label, "skip": self.session.skip}
         try:
-            self._call(**message)
-        except LabelError as error:
-            self._show(str(error))
-        else:
-            self._show()
-
-    def _call(self, action, pair=None, value=None):
-        card = self.session.card
-        if pair != (card and card.key):
-            return  # a second click on the same card: shown anew, nothing is saved twice
-        if action == "label":
-            self.session.label(value)
-        elif action == "skip":
-            self.session.skip(value)
-        elif action == "undo":
-            self.session.undo()
+            # Of a second click on the same card nothing is saved; the card is sent once more.
+            if message.get("pair") == (card and card.key):
+                if message["action"] == "undo":
+                    self.session.undo()
+                else:
+                    methods[message["action"]](message["value"])
+        except LabelError as sentence:
+            error = str(sentence)
+        self._show(error)
 
     def _show(self, error=""):
         """One message to the page: the card, how far it is, and that the last choice was heard."""
@@ -88,30 +82,28 @@ class Annotator(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs):
         """Beside the live view, what is shown without a kernel: on GitHub, in an HTML page."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        text = self._fallback()
-        return {**data, "text/plain": text, "text/html": f"<p>{html.escape(text)}</p>"}, metadata
-
-    def _fallback(self):
         progress = self.session.progress
-        return (
+        text = (
             f"{self.session.annotator} has labelled {progress.done} of {progress.total} pairs. The "
             "buttons need a live kernel: open this notebook in JupyterLab or Colab and run this "
             "cell."
         )
+        return {**data, "text/plain": text, "text/html": f"<p>{html.escape(text)}</p>"}, metadata
 
 
-def time_left(seconds):
+def time_left(seconds: float | None) -> str:
+    """For people; empty before the first label."""
     if not seconds:
         return ""
     return "less than a minute left" if seconds < 60 else f"about {seconds / 60:.0f} min left"
 
 
-def shown_picture(image):
-    """(bytes, size) for the browser: the file's own if it can show them, else smaller or as PNG."""
+def shown_picture(image: dict) -> tuple[bytes, tuple[int, int]]:
+    """Bytes for the browser and their size in pixels: the file's own if it can show them and they
+    are not too many, else a JPEG of at most LONGEST_SIDE."""
     data = image_bytes(image)
     picture = decoded(image)
-    known = any(data.startswith(start) for start in SHOWN_BY_BROWSERS)
-    if known and len(data) <= LARGEST_FILE:
+    if data.startswith(SHOWN_BY_BROWSERS) and len(data) <= LARGEST_FILE:
         return data, picture.size
     picture = ImageOps.exif_transpose(picture).convert("RGB")
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

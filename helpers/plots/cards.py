@@ -1,22 +1,29 @@
-"""Pictures with words: preference pairs, answers side by side, grids of images.
+"""Pictures with words: preference pairs, answers side by side, grids of images, printed text.
 
     pair_card(dataset[0])
     answer_card(image, "What do you see?", {"base": "...", "tuned": "..."}, wrong={"fork"})
+    print_wrapped("truth:", world.describe(scene))
 
-Colour is never alone: words are marked by weight or a box as well.
+Colour is never alone: words are marked by weight or a box as well. Words are drawn as they are: a
+dollar sign in an answer is a dollar sign and opens no formula.
 """
 
 import difflib
+import functools
 import io
 import itertools
 import math
 import re
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
+from matplotlib.textpath import text_to_path
 from PIL import Image, ImageOps
-
-from helpers.plots.typeset import PLAIN, text_height, write
 
 # One meaning has one colour in every plot: those of Okabe and Ito, which colour-blind readers can
 # tell apart.
@@ -25,12 +32,17 @@ BASE, CONTROL, TUNED = "#7F7F7F", "#E69F00", "#009E73"  # grey, orange, green
 SPARE = ("#CC79A7", "#56B4E9", "#000000")  # for other models: pink, sky blue, black
 WRONG, RIGHT = "#D55E00", "#007A5A"  # vermilion, in a box, and dark green
 
+# A paragraph is a list of (word, style); a style is a dictionary of matplotlib text properties.
+PLAIN = {"color": "black", "weight": "normal"}
 BOLD = {"color": "black", "weight": "bold"}
+SIZES = (11, 10, 9, 8, 7)  # points, the preferred first
+LEADING, GAP = 1.5, 0.5  # of the font size: a line, and the space between paragraphs
 CARD_WIDTH, CARD_HEIGHT = 8.0, 2.2  # inches: a card alone, and the least height of any
 PICTURE, TEXT_LEFT = 0.34, 0.37  # of a card's width: where the picture ends and the text begins
+COLUMNS = 96  # characters: fits JupyterLab beside its file browser, and a page
 
 
-def pair_card(row, ax=None):
+def pair_card(row: dict, ax: Axes | None = None) -> Axes:
     """One preference pair in the raw RLAIF-V columns: its picture, question and both answers.
 
     Words in which the answers differ are coloured; case and punctuation alone are no difference.
@@ -40,7 +52,7 @@ def pair_card(row, ax=None):
     return _card(row["image"], _pair_text(row), ax)
 
 
-def pair_cards(rows, columns=2):
+def pair_cards(rows: Iterable[dict], columns: int = 2) -> np.ndarray:
     """A grid of pair cards; returns their axes, an array with one for each row."""
     rows = list(rows)
     width = CARD_WIDTH if columns == 1 else 0.8 * CARD_WIDTH
@@ -58,7 +70,14 @@ def pair_cards(rows, columns=2):
     return np.array([pair_card(row, ax) for row, ax in zip(rows, axes, strict=True)])
 
 
-def answer_card(image, question, answers, wrong=(), right=(), ax=None):
+def answer_card(
+    image: Image.Image | dict,
+    question: str,
+    answers: dict[str, str],
+    wrong: Collection[str] = (),
+    right: Collection[str] = (),
+    ax: Axes | None = None,
+) -> Axes:
     """A picture and what each model says of it.
 
     `answers`: {model name: answer}. `wrong`: objects that are not in the picture, boxed where an
@@ -72,7 +91,9 @@ def answer_card(image, question, answers, wrong=(), right=(), ax=None):
     return _card(image, text, ax)
 
 
-def image_grid(images, titles=None, columns=4):
+def image_grid(
+    images: Sequence[Image.Image | dict], titles: Sequence[str] | None = None, columns: int = 4
+) -> np.ndarray:
     """Pictures side by side; returns their axes, an array with one for each picture."""
     titles = [""] * len(images) if titles is None else titles
     lines = math.ceil(len(images) / columns)
@@ -132,13 +153,13 @@ def _card(image, text, ax):
     _show(picture, image)
     picture.set_anchor("NW")
     picture.set_axis_off()
-    write(ax, text, TEXT_LEFT)
+    _write(ax, text, TEXT_LEFT)
     return ax
 
 
 def _card_height(text, width):
     """In inches, of a card `width` inches wide with its text in the preferred size."""
-    return max(CARD_HEIGHT, text_height(text, 72 * width * (1 - TEXT_LEFT)) / 72)
+    return max(CARD_HEIGHT, _text_height(text, 72 * width * (1 - TEXT_LEFT)) / 72)
 
 
 def _show(ax, image):
@@ -154,8 +175,88 @@ def _show(ax, image):
     ax.imshow(image, interpolation="nearest" if max(image.size) < 200 else "antialiased")
 
 
-def model_colours(names):
+def model_colours(names: Iterable[str]) -> dict[str, str]:
     """{name: colour}: base, control and tuned keep theirs, others take the spare ones in turn."""
     known = {"base": BASE, "control": CONTROL, "tuned": TUNED}
     spare = itertools.cycle(SPARE)
     return {name: known.get(name) or next(spare) for name in names}
+
+
+# --- wrapped text in several colours, which matplotlib does not set by itself ------------------
+
+
+@functools.lru_cache(maxsize=10_000)  # measuring is slow, and answers repeat their words
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Width of a text in points, in the default font of `size` points."""
+    font = FontProperties(size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
+
+
+def _text_height(paragraphs, width, size=SIZES[0]):
+    """In points, of paragraphs wrapped to a width in points."""
+    lines = sum(len(_lines(paragraph, size, width)) for paragraph in paragraphs)
+    return size * (LEADING * lines + GAP * (len(paragraphs) - 1))
+
+
+def _write(ax, paragraphs, left):
+    """Set paragraphs from the top of an axis down, right of `left` (a share of its width).
+
+    The largest of SIZES that fits is taken; text too long for the smallest runs out below. The
+    lines are broken for the size the axis has now, so set the figure's size first.
+    """
+    inches = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
+    width, height = 72 * inches.width * (1 - left), 72 * inches.height
+    size = next((s for s in SIZES if _text_height(paragraphs, width, s) <= height), SIZES[-1])
+    rows = []
+    for paragraph in paragraphs:
+        rows += [_row(line, size) for line in _lines(paragraph, size, width)]
+        rows.append(TextArea("", textprops={"size": size * GAP / LEADING}))
+    box = VPacker(children=rows[:-1], align="left", pad=0, sep=0.3 * size)
+    place = {"bbox_to_anchor": (left, 0, 1 - left, 1), "bbox_transform": ax.transAxes}
+    ax.add_artist(
+        AnchoredOffsetbox("upper left", child=box, frameon=False, pad=0, borderpad=0, **place)
+    )
+
+
+def _lines(paragraph, size, width):
+    """The paragraph's words in lines no wider than `width` points, unless one word is."""
+    lines, used = [[]], 0.0
+    for word, style in paragraph:
+        # Letters snap to whole pixels on the screen, so real words come out a little wider.
+        needed = 1.04 * text_width(word, size, style["weight"]) + _space(size)
+        if lines[-1] and used + needed > width:
+            lines.append([])
+            used = 0.0
+        lines[-1].append((word, style))
+        used += needed
+    return lines
+
+
+def _row(line, size):
+    """One line: neighbours of one style become one text."""
+    spans = []
+    for style, words in itertools.groupby(line, key=lambda item: item[1]):
+        text = " ".join(word for word, _ in words)
+        spans.append(TextArea(text, textprops={"size": size, "parse_math": False, **style}))
+    return HPacker(children=spans, align="baseline", pad=0, sep=_space(size))
+
+
+def _space(size):
+    return text_width("n n", size) - text_width("nn", size)
+
+
+def print_wrapped(*texts: object, columns: int = COLUMNS) -> None:
+    """Print like `print`, each line broken between words; what goes on is indented once more.
+
+    JupyterLab breaks a line that is too long for its window wherever that ends, within a word too.
+    """
+    for line in " ".join(map(str, texts)).split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        wrapped = textwrap.wrap(
+            line,
+            columns,
+            subsequent_indent=indent + "    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        print("\n".join(wrapped))

@@ -1,6 +1,5 @@
 """Plots for the lessons: arrays or rows and an optional axis in, the axis out.
 
-    pair_card(dataset[0])
     beta_curves((0.05, 0.1, 0.5))
     training_curves(trainer.state.log_history)
 
@@ -9,31 +8,27 @@ colours are in `helpers.plots.cards`.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import groupby
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
-from helpers.plots.cards import (
-    BASE,
-    CHOSEN,
-    REJECTED,
-    TUNED,
-    model_colours,
-)
-from helpers.plots.typeset import text_width
+from helpers.plots.cards import BASE, CHOSEN, REJECTED, TUNED, model_colours, text_width
 
 KINDS = {"image": "#56B4E9", "prompt": "#D9D9D9", "completion": "#F0E442", "padding": "#FFFFFF"}
 TOKEN_SIZE, TOKEN_LINE = 10, 23  # points: the text, and from one line of boxes to the next
 LEGEND_LINE = 1.3  # lines of boxes that a line of the legend takes
-LEGEND = {"fontsize": 10, "framealpha": 0.85, "edgecolor": "none"}
-
 PARTS = ("#BBBBBB", "#56B4E9", "#009E73", "#F0E442", "#D55E00")  # of a step, from the left
+LEGEND = {"fontsize": 10, "framealpha": 0.85, "edgecolor": "none"}
 
 # --- tokens --------------------------------------------------------------------------------
 
 
-def token_strip(tokens, kinds, ax=None, repeats=9):
+def token_strip(
+    tokens: Sequence[str], kinds: Sequence[str], ax: Axes | None = None, repeats: int = 9
+) -> Axes:
     """One collated row as boxes: what the model reads, and which part of it is scored.
 
     `tokens`: texts. `kinds`: for each "image", "prompt", "completion" (the scored part) or
@@ -104,8 +99,13 @@ def _strip_axis(boxes):
 # --- numbers -------------------------------------------------------------------------------
 
 
-def length_histogram(chosen_lengths, rejected_lengths, ax=None):
-    """Lengths of the answers of the same pairs, in words or tokens; dashed lines are the means."""
+def length_histogram(
+    chosen_lengths: Sequence[float], rejected_lengths: Sequence[float], ax: Axes | None = None
+) -> Axes:
+    """Lengths of the answers of the same pairs, in words or tokens; dashed lines are the means.
+
+    Raises ValueError when there are none, or not as many of both.
+    """
     chosen, rejected = _numbers("chosen_lengths", chosen_lengths, rejected_lengths)
     ax = _axis(ax)
     bins = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=30)
@@ -119,7 +119,7 @@ def length_histogram(chosen_lengths, rejected_lengths, ax=None):
     return _finish(ax, title, "length of an answer", "answers")
 
 
-def beta_curves(betas=(0.05, 0.1, 0.5), ax=None):
+def beta_curves(betas: Sequence[float] = (0.05, 0.1, 0.5), ax: Axes | None = None) -> Axes:
     """The DPO loss against the log-ratio difference, the margin before beta, for several betas."""
     ax = _axis(ax)
     difference = np.linspace(-30, 30, 301)
@@ -142,7 +142,9 @@ PANELS = (
 )
 
 
-def training_curves(history, axes=None, smooth=1):
+def training_curves(
+    history: list[dict], axes: Sequence[Axes] | None = None, smooth: int = 1
+) -> Sequence[Axes]:
     """Loss, rewards, margin and accuracy against the step; returns four axes.
 
     `history`: `trainer.state.log_history`. `smooth`: the running mean over so many logged steps,
@@ -180,7 +182,25 @@ def _logged(history, key):
     return [row["step"] for row in rows], [row[key] for row in rows]
 
 
-def step_time_bars(times, ax=None):
+def margin_histogram(
+    before: Sequence[float], after: Sequence[float], ax: Axes | None = None
+) -> Axes:
+    """Margins (rewards of chosen minus rejected) of the same pairs before and after training.
+
+    Right of the line the chosen answer is preferred. Raises ValueError as `length_histogram`.
+    """
+    before, after = _numbers("before", before, after)
+    ax = _axis(ax)
+    bins = np.histogram_bin_edges(np.concatenate([before, after]), bins=40)
+    for name, values, colour in (("base", before, BASE), ("tuned", after, TUNED)):
+        label = f"{name}, {(values > 0).mean():.0%} above 0"
+        ax.hist(values, bins, histtype="stepfilled", color=colour, alpha=0.35)
+        ax.hist(values, bins, histtype="step", color=colour, linewidth=1.8, label=label)
+    ax.axvline(0, color="black", linewidth=0.8)
+    return _finish(ax, "Margins before and after training", "margin of a pair", "pairs")
+
+
+def step_time_bars(times: dict[str, dict[str, float]], ax: Axes | None = None) -> Axes:
     """A bar for each trainer, of the parts of its step. `times`: {name: {part: seconds}}.
 
     Parts of more than a twelfth of the longest bar have their milliseconds written in.
@@ -200,20 +220,12 @@ def step_time_bars(times, ax=None):
     return ax
 
 
-def margin_histogram(before, after, ax=None):
-    """The margins of the same pairs before and after training; right of the line is right."""
-    before, after = _numbers("before", before, after)
-    ax = _axis(ax)
-    bins = np.histogram_bin_edges(np.concatenate([before, after]), bins=40)
-    for name, values, colour in (("base", before, BASE), ("tuned", after, TUNED)):
-        label = f"{name}, {(values > 0).mean():.0%} above 0"
-        ax.hist(values, bins, histtype="stepfilled", color=colour, alpha=0.35)
-        ax.hist(values, bins, histtype="step", color=colour, linewidth=1.8, label=label)
-    ax.axvline(0, color="black", linewidth=0.8)
-    return _finish(ax, "Margins before and after training", "margin of a pair", "pairs")
-
-
-def before_after(names, scores, intervals=None, ax=None):
+def before_after(
+    names: Sequence[str],
+    scores: dict[str, Sequence[float]],
+    intervals: dict[str, Sequence[tuple[float, float]]] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Models side by side: a row for each metric, a dot with its interval for each model.
 
     `names`: the metrics. `scores`: {model name: a fraction for each metric}. `intervals`: {model

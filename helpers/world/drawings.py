@@ -96,8 +96,11 @@ ICONS = {
 
 
 @functools.cache
-def icon(noun, colour):
-    """Colour (28, 28, 3) and coverage (28, 28, 1) of a drawing, both from 0 to 1, antialiased."""
+def icon(noun: str, colour: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Colour (28, 28, 3) and coverage (28, 28, 1) of a drawing, both from 0 to 1, antialiased.
+
+    `noun`: one of ICONS. `colour`: one of COLOURS, or None for pencil. Raises KeyError for others.
+    """
     scale = 8
     base = np.array(COLOURS[colour] if colour else PENCIL)
     tones = {

@@ -16,6 +16,7 @@ import random
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -59,15 +60,17 @@ class Scene:
     seed: int
 
     @property
-    def nouns(self):
+    def nouns(self) -> set[str]:
         """The set of object names that are truly there."""
         return {thing.noun for thing in self.things}
 
-    def to_json(self):
+    def to_json(self) -> str:
+        """One line, from which `from_json` makes an equal scene."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text):
+    def from_json(cls, text: str) -> "Scene":
+        """The scene that `to_json` wrote."""
         raw = json.loads(text)
         return cls(
             tuple(Thing(**{**t, "cells": tuple(t["cells"])}) for t in raw["things"]), raw["seed"]
@@ -77,7 +80,7 @@ class Scene:
 # --- sampling ------------------------------------------------------------------------------
 
 
-def sample_scene(seed, split="iid", part="test"):
+def sample_scene(seed: int | str, split: str = "iid", part: str = "test") -> Scene:
     """A scene, the same for the same arguments.
 
     `split` is how often associates come with their context: "iid" (90%, the world as it is),
@@ -96,8 +99,10 @@ def sample_scene(seed, split="iid", part="test"):
             return Scene(tuple(things), rng.randrange(2**31))
 
 
-def sample_scenes(count, split="iid", part="test", seed=0):
-    """`count` scenes; different seeds share none."""
+def sample_scenes(
+    count: int, split: str = "iid", part: str = "test", seed: int | str = 0
+) -> list[Scene]:
+    """`count` scenes; different seeds share none. Arguments and errors as `sample_scene`."""
     return [sample_scene(f"{seed}-{i}", split, part) for i in range(count)]
 
 
@@ -139,7 +144,7 @@ def _zipf_choice(rng, items, count):
     return chosen
 
 
-def part_of(things):
+def part_of(things: Iterable[Thing]) -> str:
     """The part of the world that a scene of these things is in, whatever its grain."""
     digit = _checksum(things) % 10
     return next(part for part, digits in PARTS.items() if digit in digits)
@@ -154,7 +159,7 @@ def _checksum(things):
 # --- drawing -------------------------------------------------------------------------------
 
 
-def draw(scene):
+def draw(scene: Scene) -> Image.Image:
     """The scene as a 96 x 96 RGB PIL image: exact drawings, jitter of 2 pixels, grain."""
     rng = np.random.default_rng(scene.seed)
     canvas = np.tile(PAPER, (SIZE, SIZE, 1))
@@ -168,7 +173,7 @@ def draw(scene):
     return Image.fromarray(((canvas + grain).clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def png(scene):
+def png(scene: Scene) -> bytes:
     """The drawing as the bytes of a PNG file, as datasets store pictures."""
     buffer = io.BytesIO()
     draw(scene).save(buffer, "PNG")
@@ -178,7 +183,7 @@ def png(scene):
 # --- words ---------------------------------------------------------------------------------
 
 
-def describe(scene):
+def describe(scene: Scene) -> str:
     """The true caption: first what is coloured, then, in a second sentence, what is in pencil."""
     coloured = [_phrase(t) for t in scene.things if t.colour]
     pencil = [_phrase(t) for t in scene.things if not t.colour]
@@ -198,7 +203,7 @@ def _enumerate(phrases):
     return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
 
 
-def grade(scene, caption):
+def grade(scene: Scene, caption: str) -> tuple[int, int]:
     """(false, missed): phrases of a caption that are not true, and true ones that it leaves out.
 
     A phrase is one kind of object with its count, colour and column; a wrong colour is one false
@@ -223,7 +228,7 @@ class Probe:
 NEGATIVES = ("random", "popular", "adversarial")
 
 
-def probes(scene, negatives="random"):
+def probes(scene: Scene, negatives: str = "random") -> list[Probe]:
     """Yes/no questions about a scene, half of them true, the same for the same arguments.
 
     Existence as POPE builds it (arXiv 2305.10355, section 4): three objects are
@@ -298,7 +303,7 @@ def _relation_probes(scene, rng):
 
 
 @functools.cache
-def cooccurrence(count=4000):
+def cooccurrence(count: int = 4000) -> tuple[Counter, Counter]:
     """How often each noun, and each ordered pair of nouns, occurs in `count` training scenes."""
     singles, together = Counter(), Counter()
     for scene in sample_scenes(count, part="train"):

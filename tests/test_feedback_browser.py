@@ -3,10 +3,11 @@
 Skipped where Chromium or playwright is missing. To run it:
 
     pip install playwright          # not a requirement of the course; uses the Chromium named below
-    CHROMIUM=/usr/bin/chromium python -m pytest tests/test_annotate_browser.py
+    CHROMIUM=/usr/bin/chromium python -m pytest tests/test_feedback_browser.py
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,12 +17,13 @@ import urllib.error
 import urllib.request
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers.feedback.labels import read_labels
+from helpers.feedback.annotation import read_labels
 from helpers.world.scenes import sample_scenes
-from tests.test_annotate import raw
+from tests.test_feedback_annotation import raw
 from tools.build_notebooks import METADATA, ROOT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright to run it")
@@ -38,7 +40,7 @@ CELL = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from datasets import Dataset
-from helpers.feedback.session import Session
+from helpers.feedback.annotation import Session
 from helpers.feedback.widget import annotate
 annotate(Session(Dataset.load_from_disk("pairs"), "Ada", "labels"))
 """
@@ -73,32 +75,22 @@ def lab(home):
             command, env={**os.environ, **own}, cwd=home, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        wait_for_server(f"http://127.0.0.1:{port}/api", server, home / "lab.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/people.ipynb?token=open"
+        end, address = time.monotonic() + WAIT / 1000, f"http://127.0.0.1:{port}"
+        while not answers(f"{address}/api"):
+            if time.monotonic() > end or server.poll() is not None:
+                raise RuntimeError(f"no JupyterLab:\n{(home / 'lab.log').read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield f"{address}/lab/tree/people.ipynb?token=open"
     finally:
         server.terminate()
         server.wait(30)
 
 
-def wait_for_server(address, server, log):
-    end = time.monotonic() + WAIT / 1000
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            return urllib.request.urlopen(address, timeout=5)
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
-
-
-@pytest.fixture
-def page(lab):
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(WAIT)
-        page.goto(lab)
-        yield page
-        browser.close()
+def answers(address):
+    try:
+        return urllib.request.urlopen(address, timeout=5)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return None
 
 
 class Person:
@@ -109,8 +101,7 @@ class Person:
         self.widget = page.locator(".vd-root")
 
     def run_cell(self):
-        code = self.page.locator(".jp-CodeCell .cm-content").first
-        code.click()
+        self.page.locator(".jp-CodeCell .cm-content").first.click()
         self.page.keyboard.press("Shift+Enter")
 
     def expect(self, text):
@@ -133,11 +124,16 @@ class Person:
 
 
 @pytest.fixture
-def person(page, home):
-    person = Person(page, home / "labels" / "ada.jsonl")
-    person.page.locator(".jp-Notebook .cm-content").first.wait_for()
-    person.page.get_by_text("| Idle").wait_for()
-    return person
+def person(lab, home):
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(WAIT)
+        page.goto(lab)
+        page.locator(".jp-Notebook .cm-content").first.wait_for()
+        page.get_by_text("| Idle").wait_for()
+        yield Person(page, home / "labels" / "ada.jsonl")
+        browser.close()
 
 
 def test_a_person_labels_reloads_restarts_and_loses_nothing(person):
@@ -184,15 +180,12 @@ def contrast(first, second):
     """WCAG's ratio of two colours as the browser prints them: rgb(...) or color(srgb ...)."""
 
     def luminance(colour):
-        words = colour.replace("color(srgb", "").strip("rgba( )").replace(",", " ").split()[:3]
         scale = 1 if "srgb" in colour else 255
-        linear = [
-            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
-            for v in (float(word) / scale for word in words)
-        ]
-        return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+        parts = [float(number) / scale for number in re.findall(r"[\d.]+", colour)[:3]]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return np.dot((0.2126, 0.7152, 0.0722), linear)
 
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    dark, light = sorted((luminance(first), luminance(second)))
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -200,12 +193,9 @@ def clicks_and_keys_are_saved(person):
     person.button("A:").click()
     person.expect("Pair 2 of 8")
     person.press("Enter")  # the button just clicked must not be chosen again
-    person.press("2")
-    person.expect("Pair 3 of 8")
-    person.press("ArrowLeft")
-    person.expect("Pair 4 of 8")
-    person.press("t")
-    person.expect("Pair 5 of 8")
+    for key, then in (("2", 3), ("ArrowLeft", 4), ("t", 5)):
+        person.press(key)
+        person.expect(f"Pair {then} of 8")
     assert person.said() == ["A", "B", "A", "tie"]
     person.press("u")
     person.expect("Pair 4 of 8")
