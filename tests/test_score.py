@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from helpers.evaluation import amber, files, pope
+from helpers.evaluation import amber
+from tools import public_programs as public
 from tools import score
 
 LABELS = [
@@ -57,16 +58,16 @@ def changed(rows, row, **fields):
 
 
 def test_pope_files_are_read_in_order_or_by_id(write):
-    labels = pope.read_labels(write("labels.json", LABELS))
-    assert [label.label for label in labels] == ["yes", "no", "yes"] * 2
+    labels = public.pope_labels(write("labels.json", LABELS))
+    assert [row["label"] for row in labels] == ["yes", "no", "yes"] * 2
     expected = [row["answer"] for row in ANSWERS]
-    assert pope.read_answers(write("a.jsonl", ANSWERS), labels) == expected
-    assert pope.read_answers(write("a.json", json.dumps(ANSWERS)), labels) == expected  # a list
+    assert public.pope_answers(write("a.jsonl", ANSWERS), labels) == expected
+    assert public.pope_answers(write("a.json", json.dumps(ANSWERS)), labels) == expected  # a list
     by_id = [
         {"question_id": label["question_id"], "answer": answer}
         for label, answer in zip(LABELS, expected, strict=True)
     ]
-    assert pope.read_answers(write("i.jsonl", by_id[::-1]), labels) == expected
+    assert public.pope_answers(write("i.jsonl", by_id[::-1]), labels) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_pope_files_are_read_in_order_or_by_id(write):
 )
 def test_bad_label_files_are_refused_by_row(write, rows, message):
     with pytest.raises(ValueError, match=message):
-        pope.read_labels(write("labels.json", rows))
+        public.pope_labels(write("labels.json", rows))
 
 
 IDS = [{"question_id": i, "answer": "yes"} for i in range(1, 7)]
@@ -105,15 +106,15 @@ IDS = [{"question_id": i, "answer": "yes"} for i in range(1, 7)]
     ],
 )
 def test_bad_answer_files_are_refused_by_row(write, rows, message):
-    labels = pope.read_labels(write("labels.json", LABELS))
+    labels = public.pope_labels(write("labels.json", LABELS))
     with pytest.raises(ValueError, match=message):
-        pope.read_answers(write("a.jsonl", rows), labels)
+        public.pope_answers(write("a.jsonl", rows), labels)
 
 
 def test_questions_in_other_words_are_taken_by_order(write):
-    labels = pope.read_labels(write("labels.json", LABELS))
+    labels = public.pope_labels(write("labels.json", LABELS))
     rows = [{**row, "question": row["question"] + " Answer yes or no."} for row in ANSWERS]
-    assert len(pope.read_answers(write("a.jsonl", rows), labels)) == 6
+    assert len(public.pope_answers(write("a.jsonl", rows), labels)) == 6
 
 
 # --- AMBER ---------------------------------------------------------------------------------
@@ -125,8 +126,6 @@ def test_amber_files_are_read_whole_or_by_part(write, data):
     assert everything[2] == "" and len(everything) == 6
     part = amber.read_responses(write("r.json", json.dumps(RESPONSES[:2])), benchmark)
     assert set(part) == {1, 2}
-    chosen = amber.read_responses(write("r.json", json.dumps(RESPONSES[:1])), benchmark, ids=[1])
-    assert set(chosen) == {1}
     assert list(amber.groups(everything, benchmark)) == [
         *("all", "existence", "attribute", "state", "action", "relation"),
     ]
@@ -170,14 +169,36 @@ def test_a_damaged_benchmark_is_refused_by_entry(write, data, name, content, mes
         amber.load(data)
 
 
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ("Hills can be seen", 0),
+        ("It can also fly", 0),
+        ("A can of soda", 1),
+        ("Two cans. A can", 2),
+    ],
+)
+def test_can_is_an_object_only_as_a_noun(text, count):
+    assert amber.nouns_by_word(["can", "sky"])(text).count("can") == count
+
+
+def test_answers_are_read_by_what_they_say_and_in_public_to_the_letter():
+    items = {n: amber.Item("existence", "no") for n in range(1, 5)}
+    benchmark = amber.Benchmark(items, {}, frozenset())
+    responses = dict(enumerate(["No", "No.", "no", "No, there is not."], 1))
+    assert amber.discriminative(responses, benchmark)["existence"].accuracy == 1.0
+    exact = amber.discriminative(responses, benchmark, parse=public.amber_exact)["existence"]
+    assert (exact.accuracy, exact.predicted_positives, exact.disputed) == (0.25, 1, 3)
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match="there is no file .*none.json"):
-        files.rows(tmp_path / "none.json")
+        amber.json_rows(tmp_path / "none.json")
     with pytest.raises(ValueError, match="is not a text file"):
-        files.rows(tmp_path)
+        amber.json_rows(tmp_path)
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is not a text file in UTF-8"):
-        files.rows(tmp_path / "b")
+        amber.json_rows(tmp_path / "b")
 
 
 # --- the tool ------------------------------------------------------------------------------

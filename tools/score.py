@@ -11,11 +11,12 @@ the public program prints them.
 import argparse
 import sys
 
-import numpy as np
+import pandas as pd
 
-from helpers.evaluation import amber, amber_public, language, pope
-from helpers.evaluation.intervals import estimate, ratio, totals
-from helpers.evaluation.metrics import f1, probe_rows
+from helpers.evaluation import amber
+from helpers.evaluation.intervals import estimate, ratio
+from helpers.evaluation.metrics import f1, probe_rows, yes_no
+from tools import public_programs as public
 
 
 def main(arguments=None):
@@ -45,13 +46,13 @@ def parse(arguments):
 
 
 def pope_lines(options):
-    labels = pope.read_labels(options.labels)
-    answers = pope.read_answers(options.answers, labels)
-    result = pope.score(answers, labels)
-    rows = probe_rows(answers, [label.label for label in labels])
+    questions = public.pope_labels(options.labels)
+    answers = public.pope_answers(options.answers, questions)
+    labels, images = [row["label"] for row in questions], [row["image"] for row in questions]
+    result = yes_no(answers, labels)
     return [
-        *probe_lines("POPE", rows, [label.image for label in labels], result),
-        "as POPE's evaluate.py prints it: " + listed(pope.printed(result)),
+        *probe_lines("POPE", probe_rows(answers, labels), images, result),
+        "as POPE's evaluate.py prints it: " + listed(public.pope_printed(result)),
     ]
 
 
@@ -73,12 +74,10 @@ def amber_lines(options):
 
 
 def public_lines(responses, benchmark):
-    described = amber_public.generative(responses, benchmark, language.nouns, language.similar())
-    tables = amber_public.printed_discriminative(
-        amber.discriminative(responses, benchmark, parse=amber.exact)
-    )
-    if described.captions:
-        tables = {"descriptions": amber_public.printed_generative(described)} | tables
+    similar = public.spacy_similar()
+    described = public.amber_hallucination(responses, benchmark, public.nltk_nouns, similar)
+    probed = amber.discriminative(responses, benchmark, parse=public.amber_exact)
+    tables = public.amber_printed(described if described.captions else None, probed)
     printed = [f"  {name}: {listed(table)}" for name, table in tables.items()]
     return ["as AMBER's inference.py prints it:", *printed]
 
@@ -87,9 +86,9 @@ def described_lines(described):
     per_caption = described.per_caption
     columns = {
         "CHAIR": [(len(c.hallucinated), len(c.mentioned)) for c in per_caption],
-        "Cover": [(len(c.hits), len(c.truth)) for c in per_caption],
+        "Cover": [(len(c.true_positives), len(c.truth)) for c in per_caption],
         "Hal": [(bool(c.hallucinated), 1) for c in per_caption],
-        "Cog": [(len(c.prone_hits), len(c.prone)) for c in per_caption],
+        "Cog": [(len(c.prone_mentioned), len(c.prone)) for c in per_caption],
     }
     head = f"AMBER, descriptions: n = {described.captions} pictures, {described.mentions} mentions"
     return [head, *(line(name, estimate(rows, ratio)) for name, rows in columns.items())]
@@ -97,14 +96,20 @@ def described_lines(described):
 
 def probe_lines(name, rows, images, result):
     """Accuracy, precision, recall and F1 with intervals, and what else to know of the answerer."""
-    by_image = totals(np.column_stack([rows, np.ones(len(rows))]), images)
-    right, hits, claimed, actual, items = by_image.T
+    # The sums of each picture's rows: drawing them is drawing pictures with all their questions.
+    columns = ["correct", "true positives", "predicted positives", "positives"]
+    table = pd.DataFrame(rows, columns=columns).assign(questions=1)
+    pictures = table.groupby(list(images), sort=False).sum()
+
+    def of(over, under):
+        return estimate(pictures[[over, under]], ratio)
+
     return [
-        f"{name}: n = {len(by_image)} pictures, {result.n} questions",
-        line("accuracy", estimate(np.column_stack([right, items]), ratio)),
-        line("precision", estimate(np.column_stack([hits, claimed]), ratio)),
-        line("recall", estimate(np.column_stack([hits, actual]), ratio)),
-        line("F1", estimate(by_image[:, :4], f1)),
+        f"{name}: n = {len(pictures)} pictures, {result.n} questions",
+        line("accuracy", of("correct", "questions")),
+        line("precision", of("true positives", "predicted positives")),
+        line("recall", of("true positives", "positives")),
+        line("F1", estimate(pictures[columns], f1)),
         f"  yes-ratio {100 * result.yes_ratio:.1f}; {result.disputed} answers taken for the "
         "contrary of what they say first",
     ]

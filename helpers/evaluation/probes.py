@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, Value
 
-from helpers.evaluation import amber, files
+from helpers.evaluation import amber
 from helpers.evaluation.pope_hub import pope_rows
-from helpers.pairs.images import PreferenceDataError
+from helpers.setup.storage import PreferenceDataError
 from helpers.world import scenes as world
 
 PHOTOS = Path(__file__).resolve().parents[2] / "data" / "photos"
@@ -110,7 +110,7 @@ def amber_queries(folder):
     items = amber.load(folder).items
     pictures = {path.name: path for path in folder.rglob("*.jpg")}
     probes, descriptions = [], []
-    for place, query in files.rows(folder / "query" / "query_all.json"):
+    for place, query in amber.json_rows(folder / "query" / "query_all.json"):
         row = _amber_row(place, query, pictures, folder)
         if row["id"] not in items:
             raise ValueError(f"{place}: annotations.json has no id {row['id']}.")
@@ -123,12 +123,12 @@ def amber_queries(folder):
 
 
 def _amber_row(place, query, pictures, folder):
-    image = files.field(query, "image", str, place)
+    image = amber.field(query, "image", str, place)
     return {
         "image": _stored(pictures.get(image, folder / image), GET_AMBER),
-        "question": files.field(query, "query", str, place),
+        "question": amber.field(query, "query", str, place),
         "group": image,
-        "id": files.field(query, "id", int, place),
+        "id": amber.field(query, "id", int, place),
     }
 
 
