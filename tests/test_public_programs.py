@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.evaluation import amber
-from helpers.evaluation.metrics import chair, yes_no
+from helpers.evaluation.metrics import chair, opinion, yes_no
 from helpers.evaluation.objects import chair_words, objects_named
 from helpers.world.scenes import NEGATIVES
 from tools import public_programs as public
@@ -115,7 +115,7 @@ def test_counters_that_start_above_zero_show_where_there_is_little(recording):
 def test_silence_and_always_no_score_well_in_public_and_have_no_score_here(recording):
     record, benchmark, *_ = recording
     mute = {n: "" if item.kind == "generative" else "No" for n, item in benchmark.items.items()}
-    tables, described, probed = as_public(recording, mute, amber.opinion)
+    tables, described, probed = as_public(recording, mute, opinion)
     assert tables == printed(record["printed_silence_and_no"])
     public_f1 = tables["all"]["F1"]
     assert amber.amber_score(0.0, public_f1 / 100) == (100 + public_f1) / 2 > 88

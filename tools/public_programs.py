@@ -9,6 +9,7 @@ To set a model beside published tables; to learn something, use `helpers.evaluat
 """
 
 import functools
+import importlib
 import random
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -22,8 +23,7 @@ from helpers.world.scenes import NEGATIVES
 
 # The public program makes every word singular by rule, and the rules turn "bus" into "bu" and
 # "ties" into "ty": these spellings it never sees. It does see "buses" and "tie".
-UNSEEN = ("bus", "minibus", "airbus", "canoes", "magpies", "ties", "doggies")
-UNSEEN += ("collies", "thieves")
+UNSEEN = "bus minibus airbus canoes magpies ties doggies collies thieves".split()
 
 
 def chair_words_as_public(words):
@@ -40,7 +40,7 @@ def chair_words_as_public(words):
 
 
 def chair_printed(result):
-    """{"CHAIRs": "33.3", "CHAIRi": "12.5"}: percent, with the one digit of the public program."""
+    """{"CHAIRs": "33.3", "CHAIRi": "12.5"}: percent, with the program's one digit."""
     return {"CHAIRs": f"{100 * result.chair_s:.1f}", "CHAIRi": f"{100 * result.chair_i:.1f}"}
 
 
@@ -51,14 +51,13 @@ def chair_printed(result):
 # - F1 comes from precision and recall after rounding to a tenth of a percent, with 0.0001 added
 #   below (0.001 for existence).
 # - Only "Yes" and "No" to the letter count as answers.
-# - An object that the truth lists twice counts twice in Cover, and can be hit once. A word is
-#   credited to the first object it may stand for, even when it is the name of another: "man" hits
+# - An object that the truth lists twice counts twice in Cover, and can be found once. A word is
+#   credited to the first object it may stand for, even when it is the name of another: "man" to
 #   "person" where that is listed too. So some Covers cannot reach 100.
 # - A mention of a temptation is credited to the first that equals it, and also to the first that is
 #   similar; and it is so even when something similar is in the truth, so that it is not wrong.
-# - Safe words never hit anything.
-# - Nouns are looked up as they are written: nltk's lemmatiser leaves a capitalised plural ("Dogs")
-#   and "men" alone, so these are never mentioned. That comes with `nltk_nouns`.
+# - Safe words never count for anything. Nouns are looked up as they are written: nltk's lemmatiser
+#   leaves a capitalised plural ("Dogs") and "men" alone, so these are never mentioned.
 
 
 def amber_hallucination(responses, benchmark, nouns, similar):
@@ -66,17 +65,15 @@ def amber_hallucination(responses, benchmark, nouns, similar):
 
     The objects of `per_caption` are (position, name): the public lists have repeats.
     """
-    known, per_caption = frozenset(benchmark.vocabulary), []
 
-    def targets(listed):
-        """(spelling, (position, object)): words that may stand for an object before its name."""
+    def targets(listed):  # (spelling, (position, object)): an object's name comes last
         others = [(other, one) for one in listed for other in benchmark.association[one[1]]]
         return others + [(one[1], one) for one in listed]
 
-    def most_like(noun, targets):
-        """The first target that is similar; a word is always similar to itself."""
+    def most_like(noun, targets):  # the first; a word is always similar to itself
         return next((one for word, one in targets if word == noun or similar(noun, word)), None)
 
+    known, per_caption = frozenset(benchmark.vocabulary), []
     for number, response in responses.items():
         item = benchmark.items[number]
         if item.kind != "generative":
@@ -140,30 +137,24 @@ def _percent(part, whole, start=0.001):
 
 
 def nltk_nouns(text):
-    """The words that nltk tags as nouns, each in the form that WordNet lists.
-
-    Needs `pip install nltk` and `python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng
-    wordnet`. Raises ModuleNotFoundError without nltk and LookupError without its data.
-    """
-    nltk, stem = _imported("nltk"), _imported("nltk.stem")
-    lemma = stem.WordNetLemmatizer().lemmatize
+    """The words that nltk tags as nouns, each in the form that WordNet lists. Needs `python -m
+    nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet`, or raises LookupError."""
+    nltk = _imported("nltk")
+    lemma = _imported("nltk.stem").WordNetLemmatizer().lemmatize
     tagged = nltk.pos_tag(nltk.word_tokenize(text))
     return [lemma(word) for word, tag in tagged if tag.startswith("NN")]
 
 
 def spacy_similar(model="en_core_web_lg", above=0.8):
-    """(word, word) -> whether spaCy's vectors are more similar than `above`.
-
-    Needs `pip install spacy` and `python -m spacy download en_core_web_lg`. Raises
-    ModuleNotFoundError without spaCy, OSError without the model.
-    """
+    """(word, word) -> whether spaCy's vectors are more similar than `above`. Needs `python -m spacy
+    download en_core_web_lg`, or raises OSError."""
     document = functools.cache(_imported("spacy").load(model))
     return functools.cache(lambda a, b: document(a).similarity(document(b)) > above)
 
 
 def _imported(name):
     try:
-        return __import__(name, fromlist=["_"])
+        return importlib.import_module(name)
     except ModuleNotFoundError as problem:
         raise ModuleNotFoundError(
             f"{name} is not installed: `pip install {name.split('.')[0]}` in this environment, or "
@@ -178,7 +169,7 @@ def pope_labels(path):
     """POPE's questions: rows of question_id, image, text and label, from JSON Lines.
 
     Raises ValueError, naming file and line, for a missing field, an id that stands twice, and a
-    label other than "yes" and "no" (the public program takes any other for a yes).
+    label other than "yes" and "no", which to the public program is a yes.
     """
     labels, seen = [], {}
     for place, row in json_rows(path):
@@ -231,9 +222,9 @@ def pope_printed(result):
 
     An answerer that never says yes has an f1 of 0 here; there the program divides by zero.
     """
+    figures = (result.accuracy, result.precision, result.recall, result.f1, result.yes_ratio)
     heads = ("Accuracy", "Precision", "Recall", "F1 score", "Yes ratio")
-    names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-    return {head: str(getattr(result, name)) for head, name in zip(heads, names, strict=True)}
+    return dict(zip(heads, map(str, figures), strict=True))
 
 
 def pope_questions(objects, images=None, per_image=3, seed=0):
@@ -277,10 +268,8 @@ def pope_questions(objects, images=None, per_image=3, seed=0):
                     negative = rng.choice(list(in_images))
                 used.add(negative)
                 for noun, label in ((positive, "yes"), (negative, "no")):
-                    # Before a vowel every "a" of its template becomes "an", in "image", too; the
-                    # files that it published do not have that.
                     text = f"Is there a {noun} in the image?"
-                    if noun[0] in "aeiou":
+                    if noun[0] in "aeiou":  # not in the files that it published
                         text = f"Is there an {noun} in the imange?"
                     rows.append({"image": image, "text": text, "label": label})
         built[kind] = [{"question_id": number, **row} for number, row in enumerate(rows, 1)]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from helpers.evaluation import amber
 from helpers.evaluation.intervals import estimate, ratio
-from helpers.evaluation.metrics import f1, probe_rows, yes_no
+from helpers.evaluation.metrics import f1, opinion, probe_rows, yes_no
 from tools import public_programs as public
 
 
@@ -65,7 +65,7 @@ def amber_lines(options):
     for name, ids in amber.groups(responses, benchmark).items():
         items = [benchmark.items[number] for number in ids]
         given, truth = [responses[number] for number in ids], [item.truth for item in items]
-        rows = probe_rows(given, truth, "no", amber.opinion)
+        rows = probe_rows(given, truth, "no", opinion)
         images = [item.image or number for item, number in zip(items, ids, strict=True)]
         lines += probe_lines(f"AMBER, {name}", rows, images, probed[name])
     if described.captions and "all" in probed:

@@ -19,14 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.evaluation.metrics import (
-    CaptionObjects,
-    Hallucination,
-    YesNo,
-    opinion,
-    summary,
-    yes_no,
-)
+from helpers.evaluation import metrics
 from helpers.evaluation.objects import mentions, spellings
 
 KINDS = {
@@ -209,7 +202,7 @@ def generative(
     benchmark: Benchmark,
     nouns: Callable[[str], list[str]] | None = None,
     similar: Similar | None = None,
-) -> Hallucination:
+) -> metrics.Hallucination:
     """Object hallucination of the descriptions: chair_i is CHAIR, chair_s Hal; cover and cog.
 
     `responses`: {id: text}; questions among them are passed over. `nouns`: text -> words,
@@ -241,11 +234,11 @@ def generative(
                 hallucinated.append(noun)
                 fallen_for.add(stands_for(noun, tempting, similar))
         per_caption.append(
-            CaptionObjects(
+            metrics.CaptionObjects(
                 mentioned, tuple(hallucinated), truth, frozenset(found), prone, prone & fallen_for
             )
         )
-    return summary(per_caption)
+    return metrics.summary(per_caption)
 
 
 def nouns_by_word(vocabulary: Iterable[str]) -> Callable[[str], list[str]]:
@@ -282,7 +275,7 @@ def stands_for(noun: str, targets: Iterable[tuple[str, Any]], similar: Similar) 
 
 
 def no_other(noun: str, word: str) -> bool:
-    """No word is similar to another."""
+    """No word stands for another."""
     return False
 
 
@@ -305,10 +298,8 @@ def groups(responses: dict[int, str], benchmark: Benchmark) -> dict[str, list[in
 
 
 def discriminative(
-    responses: dict[int, str],
-    benchmark: Benchmark,
-    parse: Callable[[str], str | None] = opinion,
-) -> dict[str, YesNo]:
+    responses: dict[int, str], benchmark: Benchmark, parse: metrics.Parse = metrics.opinion
+) -> dict[str, metrics.YesNo]:
     """{group: `metrics.YesNo`}, for the groups of `groups`. The positive class is "no".
 
     `parse`: an answer -> "yes", "no" or None. Answers are read by what they say first, in any
@@ -319,7 +310,7 @@ def discriminative(
     for name, ids in groups(responses, benchmark).items():
         answers = [responses[number] for number in ids]
         labels = [benchmark.items[number].truth for number in ids]
-        found[name] = yes_no(answers, labels, positive="no", parse=parse)
+        found[name] = metrics.yes_no(answers, labels, positive="no", parse=parse)
     return found
 
 

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 EDGES = (0.025, 0.975)  # of a 95% interval
-
-# The bootstrap is two lines of our own: scipy.stats.bootstrap draws the same numbers, but knows
-# no clusters, refuses a single unit, and gives nan as soon as one draw has no value. scipy.stats
-# takes a second to import, so that waits until a p-value is asked for.
+RESAMPLES = 2000
+Statistic = Callable[[np.ndarray], float]
+Clusters = Sequence[Hashable] | None  # a label for each item
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,7 @@ class Estimate:
 
 
 def estimate(
-    values: Any,
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    seed: int = 0,
-    resamples: int = 2000,
-    clusters: Sequence[Hashable] | None = None,
+    values: Any, statistic: Statistic = np.mean, seed: int = 0, clusters: Clusters = None
 ) -> Estimate:
     """`statistic(values)` with its 95% percentile bootstrap interval, the same for the same seed.
 
@@ -56,16 +51,20 @@ def estimate(
     def drawn(units: np.ndarray) -> np.ndarray:
         return values[units if rows_of is None else np.concatenate([rows_of[i] for i in units])]
 
+    # scipy.stats.bootstrap draws the same numbers, but knows no clusters, refuses a single unit, and
+    # gives nan as soon as one draw has no value.
     rng = np.random.default_rng(seed)
-    draws = np.array([statistic(drawn(rng.integers(0, n, n))) for _ in range(resamples)])
+    draws = np.array([statistic(drawn(rng.integers(0, n, n))) for _ in range(RESAMPLES)])
     draws = draws[~np.isnan(draws)]
     low, high = np.quantile(draws, EDGES) if draws.size else (math.nan, math.nan)
     return Estimate(float(statistic(values)), float(low), float(high), n, len(values))
 
 
-def interval(values: Any, *args: Any, **options: Any) -> tuple[float, float]:
+def interval(
+    values: Any, statistic: Statistic = np.mean, seed: int = 0, clusters: Clusters = None
+) -> tuple[float, float]:
     """(low, high) of `estimate`, with its arguments and errors."""
-    found = estimate(values, *args, **options)
+    found = estimate(values, statistic, seed, clusters)
     return found.low, found.high
 
 
@@ -100,25 +99,19 @@ class Paired:
     lower: int
 
 
-def paired(
-    a: Any,
-    b: Any,
-    seed: int = 0,
-    resamples: int = 2000,
-    clusters: Sequence[Hashable] | None = None,
-) -> Paired:
+def paired(a: Any, b: Any, seed: int = 0, clusters: Clusters = None) -> Paired:
     """Compare two models on the same items: `a` the base, `b` the tuned one, a number an item.
 
     p answers: were there no difference, how often would one this large come up? For 0/1 items it
     is McNemar's, exact. Otherwise, and where items share a cluster, it comes from the paired
     permutation test: each item's, or cluster's, difference may as well have the other sign. Where
-    there are more signs to try than `resamples` (from 11 units on), that many are sampled, and the
-    smallest p is 1 / (resamples + 1). Raises ValueError as `interval`, and when lengths differ.
+    there are more signs to try than `RESAMPLES` (from 11 units on), that many are sampled, and the
+    smallest p is 1 / 2001. Raises ValueError as `interval`, and when lengths differ.
     """
     a, b = sound("a", a), sound("b", b)
     same_length("a", a, "b", b)
     differences = b - a
-    low, high = interval(differences, np.mean, seed, resamples, clusters)
+    low, high = interval(differences, np.mean, seed, clusters)
     higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
     units = differences
     if clusters is not None:
@@ -128,7 +121,7 @@ def paired(
         difference=float(differences.mean()),
         low=low,
         high=high,
-        p=mcnemar(higher, lower) if zero_one else _sign_flips(units, seed, resamples),
+        p=mcnemar(higher, lower) if zero_one else _sign_flips(units, seed),
         n=len(units),
         higher=higher,
         lower=lower,
@@ -141,12 +134,12 @@ def mcnemar(higher: int, lower: int) -> float:
     Items that both get right, or both wrong, say nothing. Without a difference the others fall
     like a fair coin (McNemar 1947, the exact form of the binomial test).
     """
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # takes a second to import: not before it is asked for
 
     return float(binomtest(higher, higher + lower).pvalue) if higher + lower else 1.0
 
 
-def _sign_flips(differences: np.ndarray, seed: int, resamples: int) -> float:
+def _sign_flips(differences: np.ndarray, seed: int) -> float:
     from scipy.stats import permutation_test
 
     if len(differences) == 1:  # it and its opposite are as large; scipy wants two
@@ -156,7 +149,7 @@ def _sign_flips(differences: np.ndarray, seed: int, resamples: int) -> float:
         lambda flipped, axis: abs(flipped.sum(axis)),
         permutation_type="samples",  # of one sample: flips signs
         alternative="greater",  # in absolute value: both sides
-        n_resamples=resamples,
+        n_resamples=RESAMPLES,
         batch=100,  # (batch, n) numbers at once
         vectorized=True,
         rng=np.random.default_rng(seed),

@@ -18,15 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from helpers.evaluation import objects
 from helpers.evaluation.intervals import array, same_length, share
-from helpers.evaluation.objects import (
-    Words,
-    mentions,
-    plain,
-    plurals,
-    spellings,
-    without_toilet_seats,
-)
 from helpers.world.scenes import ASSOCIATES, NOUNS, Scene
 
 # --- object hallucination ------------------------------------------------------------------
@@ -90,15 +83,15 @@ def object_hallucination(
     same_length("captions", captions, "truths", truths)
     prone = [()] * len(captions) if prone is None else prone
     same_length("captions", captions, "prone", prone)
-    names = spellings(vocabulary, synonyms)
-    objects = names | {plain(phrase): None for phrase in ignore}  # None: not taken for an object
+    names = objects.spellings(vocabulary, synonyms)
+    listed = names | {objects.plain(phrase): None for phrase in ignore}  # None: no object
     per_caption = []
     for row, (caption, truth, tempting) in enumerate(zip(captions, truths, prone, strict=True)):
         if not isinstance(caption, str):
             raise ValueError(f"caption {row} is {caption!r}, not a text.")
         truth = _named(truth, names, f"the truth of caption {row}")
         tempting = _named(tempting, names, f"prone of caption {row}") - truth
-        mentioned = tuple(mention.name for mention in mentions(caption, objects))
+        mentioned = tuple(mention.name for mention in objects.mentions(caption, listed))
         per_caption.append(
             CaptionObjects(
                 mentioned=mentioned,
@@ -116,12 +109,12 @@ def _named(given: Collection[str], names: dict[str, str | None], where: str) -> 
     """The objects that the names stand for."""
     if isinstance(given, str):
         raise ValueError(f"{where} is the text {given!r}: pass a collection of names.")
-    unknown = sorted(name for name in given if plain(name) not in names)
+    unknown = sorted(name for name in given if objects.plain(name) not in names)
     if unknown:
         raise ValueError(
             f"{where} names {', '.join(unknown)}: add it to the vocabulary or the synonyms."
         )
-    return frozenset(names[plain(name)] for name in given)
+    return frozenset(names[objects.plain(name)] for name in given)
 
 
 def summary(per_caption: Sequence[CaptionObjects]) -> Hallucination:
@@ -153,21 +146,20 @@ def scene_hallucination(captions: Sequence[str], scenes: Sequence[Scene]) -> Hal
     """
     truths = [scene.nouns for scene in scenes]
     prone = [{ASSOCIATES[n] for n in truth if n in ASSOCIATES} for truth in truths]
-    return object_hallucination(captions, truths, NOUNS, plurals(NOUNS), prone)
+    return object_hallucination(captions, truths, NOUNS, objects.plurals(NOUNS), prone)
 
 
 def chair(
-    captions: Sequence[str], truths: Sequence[Collection[str]], words: Words
+    captions: Sequence[str], truths: Sequence[Collection[str]], words: objects.Words
 ) -> Hallucination:
     """`object_hallucination` of photographs under CHAIR's counting rules (arXiv 1809.02156).
 
     `truths`: for each caption, the objects outlined in its picture and those that its reference
     captions name. `words`: `objects.chair_words` of CHAIR's list, which is theirs: download it.
     """
-    texts = [without_toilet_seats(c) if isinstance(c, str) else c for c in captions]
-    return object_hallucination(
-        texts, truths, words.vocabulary, words.synonyms, ignore=words.ignore
-    )
+    texts = [objects.without_toilet_seats(caption) for caption in captions]
+    known = (words.vocabulary, words.synonyms)
+    return object_hallucination(texts, truths, *known, ignore=words.ignore)
 
 
 # --- yes/no probes -------------------------------------------------------------------------
@@ -214,11 +206,14 @@ def opinion(answer: str) -> str | None:
     return found and ("yes" if found.group(1) else "no")
 
 
+Parse = Callable[[str], str | None]
+
+
 def yes_no(
     answers: Sequence[str],
     labels: Sequence[str],
     positive: str = "yes",
-    parse: Callable[[str], str | None] = parse_yes_no,
+    parse: Parse = parse_yes_no,
 ) -> YesNo:
     """Accuracy, precision, recall, F1 and the share of "yes" over probes.
 
@@ -228,7 +223,7 @@ def yes_no(
     `positive` that are neither.
     """
     rows = probe_rows(answers, labels, positive, parse)
-    correct, true_positives, predicted_positives, positives = (int(total) for total in rows.sum(0))
+    correct, true_positives, predicted_positives, positives = rows.sum(0).tolist()
     given = [parse(answer) for answer in answers]
     return YesNo(
         accuracy=share(correct, len(rows)),
@@ -249,7 +244,7 @@ def probe_rows(
     answers: Sequence[str],
     labels: Sequence[str],
     positive: str = "yes",
-    parse: Callable[[str], str | None] = parse_yes_no,
+    parse: Parse = parse_yes_no,
 ) -> np.ndarray:
     """An array (n, 4) of 0 and 1: correct, true positive, predicted positive, positive.
 
@@ -260,11 +255,10 @@ def probe_rows(
     for name, value in [("positive", positive), *((f"label {i}", v) for i, v in enumerate(labels))]:
         if value not in ("yes", "no"):
             raise ValueError(f'{name} is {value!r}: it must be "yes" or "no".')
-    given = np.array([parse(answer) for answer in answers], dtype=object)  # None compares, too
+    given = np.array([parse(answer) for answer in answers], dtype=object)  # of None, too
     truth = np.array(list(labels), dtype=object)
     predicted, actual = given == positive, truth == positive
-    columns = (given == truth, predicted & actual, predicted, actual)
-    return np.stack(columns, axis=1).astype(int)
+    return np.stack([given == truth, predicted & actual, predicted, actual], axis=1).astype(int)
 
 
 def f1(rows: np.ndarray) -> float:
@@ -272,9 +266,8 @@ def f1(rows: np.ndarray) -> float:
     _, true_positives, predicted_positives, positives = np.asarray(rows).sum(0)
     if not true_positives:
         return share(0, predicted_positives + positives)
-    precision = float(true_positives / predicted_positives)
-    recall = float(true_positives / positives)
-    return 2 * precision * recall / (precision + recall)
+    precision, recall = true_positives / predicted_positives, true_positives / positives
+    return float(2 * precision * recall / (precision + recall))
 
 
 # --- margins -------------------------------------------------------------------------------
