@@ -15,7 +15,7 @@ from helpers.setup.storage import PreferenceDataError
 from helpers.vlm import pocket
 from helpers.vlm.answers import yes_no_answers
 from helpers.world import scenes as world
-from tests.test_hub_pope import NAME, pope_files, questions
+from tests.test_hub_pope import NAME, pope_files
 
 POCKET, T4 = SimpleNamespace(name="pocket"), SimpleNamespace(name="t4")
 COLUMNS = ["image", "question", "label", "kind", "group"]
@@ -109,11 +109,9 @@ def test_the_pocket_model_knows_these_pictures():
 # --- POPE --------------------------------------------------------------------------------------
 
 
-def test_pope_keeps_the_bytes_and_ignores_the_seed(pope, tmp_path):
-    found = probes_for(T4, 12, seed=3, folder=tmp_path)
-    stored = [row["image"]["bytes"] for kind in world.NEGATIVES for row in questions(kind, 6)[:12]]
-    assert [image_bytes(row["image"]) for row in rows(found)] == stored
-    assert found["question"] == probes_for(T4, 12, seed=0, folder=tmp_path)["question"]
+def test_pope_ignores_the_seed(pope, tmp_path):
+    one, other = (probes_for(T4, 12, seed=seed, folder=tmp_path) for seed in (0, 3))
+    assert one[:]["question"] == other[:]["question"]
 
 
 # --- photographs -------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
     chair(captions, truths, chair_words_as_public(words))        # CHAIR: chair_printed
     amber_hallucination(responses, benchmark, nltk_nouns, spacy_similar())   # AMBER: amber_printed
-    labels = pope_labels("coco_pope_random.json")                # POPE: theirs, output/coco
-    yes_no(pope_answers("answers.jsonl", labels), [row["label"] for row in labels])
+    pope_printed(yes_no(answers, labels))                        # POPE
+    pope_questions({"a.jpg": ["person", "dog", "cup"], ...}, images=500)["adversarial"]
 
 To set a model beside published tables; to learn something, use `helpers.evaluation`.
 """
@@ -14,7 +14,7 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import replace
 
-from helpers.evaluation.amber import field, json_rows, no_other, stands_for, unique_field
+from helpers.evaluation.amber import no_other, stands_for
 from helpers.evaluation.metrics import CaptionObjects, summary
 from helpers.evaluation.objects import plural
 from helpers.world.scenes import NEGATIVES
@@ -163,58 +163,6 @@ def _imported(name):
 
 
 # --- POPE (RUCAIBox/POPE) -------------------------------------------------------------------
-
-
-def pope_labels(path):
-    """POPE's questions: rows of question_id, image, text and label, from JSON Lines.
-
-    Raises ValueError, naming file and line, for a missing field, an id that stands twice, and a
-    label other than "yes" and "no", which to the public program is a yes.
-    """
-    labels, seen = [], {}
-    for place, row in json_rows(path):
-        unique_field(row, "question_id", place, seen)
-        for name in ("image", "text", "label"):
-            field(row, name, str, place)
-        if row["label"] not in ("yes", "no"):
-            raise ValueError(f'{place}: the label is {row["label"]!r}, not "yes" or "no".')
-        labels.append(row)
-    return labels
-
-
-def pope_answers(path, labels):
-    """A model's answers as texts, in the order of `labels`.
-
-    JSON Lines of question and answer, one for each label in the same order; or with a question_id,
-    in any order. The public program goes by order alone, and stops where the shorter file ends.
-    Raises ValueError, naming file and line, for a missing or repeated id, for another number of
-    answers or another order, and for an empty answer (to the public program a yes).
-    """
-    found = json_rows(path)
-    by_id = "question_id" in found[0][1]
-    if by_id:
-        seen = {}
-        rows = {unique_field(row, "question_id", place, seen): (place, row) for place, row in found}
-        ids = [label["question_id"] for label in labels]
-        for number in rows.keys() - {*ids}:
-            raise ValueError(f"{seen[number]}: there is no question with question_id {number}.")
-        if gone := [number for number in ids if number not in rows]:
-            raise ValueError(f"there is no answer to question_id {gone[0]} ({len(gone)} missing).")
-        found = [rows[number] for number in ids]
-    if len(found) != len(labels):
-        raise ValueError(f"{path} has {len(found)} answers to {len(labels)} questions.")
-    known, answers = {label["text"].casefold() for label in labels}, []
-    for (place, row), label in zip(found, labels, strict=True):
-        asked, wanted = str(row.get("question", "")), label["text"]
-        if not by_id and asked.casefold() in known - {wanted.casefold()}:
-            raise ValueError(
-                f"{place} answers {asked!r}, but the question of that row is {wanted!r}: put them "
-                "in the order of the questions, or add question_id."
-            )
-        answers.append(field(row, "answer", str, place))
-        if not answers[-1].strip():
-            raise ValueError(f"{place}: the answer is empty.")
-    return answers
 
 
 def pope_printed(result):

@@ -46,14 +46,69 @@ def parse(arguments):
 
 
 def pope_lines(options):
-    questions = public.pope_labels(options.labels)
-    answers = public.pope_answers(options.answers, questions)
+    questions = pope_labels(options.labels)
+    answers = pope_answers(options.answers, questions)
     labels, images = [row["label"] for row in questions], [row["image"] for row in questions]
     result = yes_no(answers, labels)
     return [
         *probe_lines("POPE", probe_rows(answers, labels), images, result),
         "as POPE's evaluate.py prints it: " + listed(public.pope_printed(result)),
     ]
+
+
+def pope_labels(path):
+    """POPE's questions: rows of question_id, image, text and label, from JSON Lines.
+
+    Raises ValueError, naming file and line, for a missing field, an id that stands twice, and a
+    label other than "yes" and "no", which to the public program is a yes.
+    """
+    labels, seen = [], {}
+    for place, row in amber.json_rows(path):
+        amber.unique_field(row, "question_id", place, seen)
+        for name in ("image", "text", "label"):
+            amber.field(row, name, str, place)
+        if row["label"] not in ("yes", "no"):
+            raise ValueError(f'{place}: the label is {row["label"]!r}, not "yes" or "no".')
+        labels.append(row)
+    return labels
+
+
+def pope_answers(path, labels):
+    """A model's answers as texts, in the order of `labels`.
+
+    JSON Lines of question and answer, one for each label in the same order; or with a question_id,
+    in any order. The public program goes by order alone, and stops where the shorter file ends.
+    Raises ValueError, naming file and line, for a missing or repeated id, for another number of
+    answers or another order, and for an empty answer (to the public program a yes).
+    """
+    found = amber.json_rows(path)
+    by_id = "question_id" in found[0][1]
+    if by_id:
+        seen = {}
+        rows = {
+            amber.unique_field(row, "question_id", place, seen): (place, row)
+            for place, row in found
+        }
+        ids = [label["question_id"] for label in labels]
+        for number in rows.keys() - {*ids}:
+            raise ValueError(f"{seen[number]}: there is no question with question_id {number}.")
+        if gone := [number for number in ids if number not in rows]:
+            raise ValueError(f"there is no answer to question_id {gone[0]} ({len(gone)} missing).")
+        found = [rows[number] for number in ids]
+    if len(found) != len(labels):
+        raise ValueError(f"{path} has {len(found)} answers to {len(labels)} questions.")
+    known, answers = {label["text"].casefold() for label in labels}, []
+    for (place, row), label in zip(found, labels, strict=True):
+        asked, wanted = str(row.get("question", "")), label["text"]
+        if not by_id and asked.casefold() in known - {wanted.casefold()}:
+            raise ValueError(
+                f"{place} answers {asked!r}, but the question of that row is {wanted!r}: put them "
+                "in the order of the questions, or add question_id."
+            )
+        answers.append(amber.field(row, "answer", str, place))
+        if not answers[-1].strip():
+            raise ValueError(f"{place}: the answer is empty.")
+    return answers
 
 
 def amber_lines(options):

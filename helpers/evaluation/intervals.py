@@ -51,8 +51,8 @@ def estimate(
     def drawn(units: np.ndarray) -> np.ndarray:
         return values[units if rows_of is None else np.concatenate([rows_of[i] for i in units])]
 
-    # scipy.stats.bootstrap draws the same numbers, but knows no clusters, refuses a single unit, and
-    # gives nan as soon as one draw has no value.
+    # scipy.stats.bootstrap draws the same numbers, but knows no clusters, refuses a single unit,
+    # and gives nan as soon as one draw has no value.
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(drawn(rng.integers(0, n, n))) for _ in range(RESAMPLES)])
     draws = draws[~np.isnan(draws)]
