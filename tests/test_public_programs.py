@@ -163,6 +163,12 @@ def test_safe_words_are_never_wrong_but_may_be_of_the_truth():
     assert ours.hallucinated_mentions == theirs.hallucinated_mentions == 0
     assert ours.mentions == theirs.mentions == 2
     assert (ours.cover, theirs.cover) == (1.0, 0.0)
+    assert both("A cat", ["shoe"], alike=("cat", "shoe"), safe=["cat"])[0].cover == 0.0  # by name
+
+
+def test_of_several_similar_objects_the_first_listed_is_meant():
+    ours, _ = both("A cat", ["kitten", "lion"], alike=("cat", "kitten", "lion"))
+    assert ours.per_caption[0].true_positives == {"kitten"}
 
 
 @pytest.mark.parametrize(
