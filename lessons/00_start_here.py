@@ -151,8 +151,8 @@ card = answer_card(draw(usual[shown]), DESCRIBE, texts, right=usual[shown].nouns
 traps = sample_scenes(count, "trap", seed=SEED)
 trap_captions = pocket.captions(model, processor, traps)
 result = scene_hallucination(trap_captions, traps)
-fooled = [i for i, caption in enumerate(result.per_caption) if caption.prone_hits]
-fooled.sort(key=lambda i: "fork" not in result.per_caption[i].prone_hits)
+fooled = [i for i, caption in enumerate(result.per_caption) if caption.prone_mentioned]
+fooled.sort(key=lambda i: "fork" not in result.per_caption[i].prone_mentioned)
 
 # %%
 for i in fooled[:2]:
@@ -196,7 +196,7 @@ def without(scene, nouns):
 # take a pixel or two.
 
 # %%
-false = [result.per_caption[i].prone_hits for i in fooled]
+false = [result.per_caption[i].prone_mentioned for i in fooled]
 no_context = [
     without(traps[i], {CONTEXT_OF[a] for a in named})
     for i, named in zip(fooled, false, strict=True)

@@ -22,8 +22,8 @@ PUSH_TO = None  # "you/name-of-the-adapter" pushes the tuned adapter to the Hub;
 OUT = "runs/05"  # checkpoints; on Colab: "/content/drive/MyDrive/vlm-dpo-05" outlives the machine
 
 # %% [markdown]
-# Everything this lesson needs is known from the lessons before, except `helpers.evaluation.metrics`: counts of
-# hallucinated objects, bootstrap intervals and paired comparisons.
+# Everything this lesson needs is known from the lessons before, except `helpers.evaluation`: counts
+# of hallucinated objects (`metrics`), bootstrap intervals and paired comparisons (`intervals`).
 
 # %%
 from pathlib import Path
@@ -37,7 +37,7 @@ from helpers.dpo import checkpoints
 from helpers.dpo.modelcard import Data, Measured, adapter_card, settings_of
 from helpers.dpo.publish import push_adapter
 from helpers.dpo.trainer import dpo_trainer
-from helpers.evaluation import metrics
+from helpers.evaluation import intervals, metrics
 from helpers.evaluation.controls import swapped
 from helpers.evaluation.metrics import scene_hallucination
 from helpers.pairs.format import to_conversational
@@ -130,7 +130,7 @@ margins = {name: pair_margins(model) for name, model in first.items()}
 
 # %%
 for name, values in margins.items():
-    low, high = metrics.interval(values > 0)
+    low, high = intervals.interval(values > 0)
     accuracy = metrics.preference_accuracy(values)
     print(
         f"{name:8} accuracy {accuracy:.0%} [{low:.0%}, {high:.0%}], mean margin {values.mean():+.2f}"
@@ -146,7 +146,7 @@ _ = margin_histogram(margins["base"], margins["tuned"])
 
 # %%
 for name in LOSSES:
-    change = metrics.paired(margins["base"], margins[name])
+    change = intervals.paired(margins["base"], margins[name])
     print(
         f"{name:8} {change.difference:+.2f} nats [{change.low:+.2f}, {change.high:+.2f}], "
         f"{change.higher} pairs up, {change.lower} down, p = {change.p:.4f}"
@@ -210,10 +210,10 @@ def hallucination(name, split):
 def hal_and_cover(found):
     """Each with its 95% interval over the pictures."""
     wrong = [bool(c.hallucinated) for c in found.per_caption]
-    named = [(len(c.hits), len(c.truth)) for c in found.per_caption]
+    named = [(len(c.true_positives), len(c.truth)) for c in found.per_caption]
     return {
-        "Hal": (found.chair_s, metrics.interval(wrong)),
-        "Cover": (found.cover, metrics.interval(named, metrics.ratio)),
+        "Hal": (found.chair_s, intervals.interval(wrong)),
+        "Cover": (found.cover, intervals.interval(named, intervals.ratio)),
     }
 
 
@@ -247,7 +247,7 @@ if table:
 # %%
 if table:
     false = {n: [bool(c.hallucinated) for c in hallucination(n, "trap").per_caption] for n in first}
-    beyond = metrics.paired(false["control"], false["tuned"])
+    beyond = intervals.paired(false["control"], false["tuned"])
     print(
         f"control -> tuned: {beyond.difference:+.1%} of trap captions with a false object "
         f"[{beyond.low:+.1%}, {beyond.high:+.1%}], p = {beyond.p:.2g}, n = {beyond.n}"
@@ -268,7 +268,7 @@ if table:
 # %%
 def errors(name, split):
     found = hallucination(name, split).per_caption
-    return np.array([len(c.hallucinated) + len(c.truth - c.hits) for c in found])
+    return np.array([len(c.hallucinated) + len(c.truth - c.true_positives) for c in found])
 
 
 gain = {}
@@ -309,7 +309,7 @@ for change, split, i in [ranked[-1], ranked[0], ranked[1]] if track.name == "poc
 others = swapped(list(held_out["image"]), SEED)
 blind = {name: pair_margins(first[name], others) for name in ("base", "tuned")}
 for name, values in blind.items():
-    fall = metrics.paired(margins[name], values)
+    fall = intervals.paired(margins[name], values)
     print(
         f"{name:6} accuracy {metrics.preference_accuracy(margins[name]):.0%} -> "
         f"{metrics.preference_accuracy(values):.0%} with swapped pictures; "
@@ -337,7 +337,7 @@ for label, b, t in (
     ("its own picture", margins["base"], margins["tuned"]),
     ("another picture", blind["base"], blind["tuned"]),
 ):
-    gained = metrics.paired(b, t)
+    gained = intervals.paired(b, t)
     print(f"{label}: gain {gained.difference:+.2f} nats [{gained.low:+.2f}, {gained.high:+.2f}]")
 
 # %% [markdown]
@@ -402,7 +402,7 @@ if table:
     compared["trap captions that name a false object"] = false
 measured = []
 for metric, items in compared.items():
-    change = metrics.paired(items["base"], items["tuned"])
+    change = intervals.paired(items["base"], items["tuned"])
     means = [np.mean(items[name]) for name in ("base", "tuned")]
     measured.append(Measured(metric, *means, change.low, change.high, change.n))
 

@@ -25,9 +25,9 @@ KEPT = "runs/06"  # answers, as they come: an interrupted evaluation goes on fro
 AMBER = None  # a folder with AMBER's files, for the GPU tracks; see the last section
 
 # %% [markdown]
-# The metrics live in `helpers.evaluation.metrics`, the intervals in `helpers.evaluation.intervals`, and the readers of the
-# public file formats in `helpers.hallucination`. Given the same answers, they print the same figures
-# as the public programs of CHAIR, AMBER and POPE.
+# The metrics live in `helpers.evaluation.metrics`, the intervals in `helpers.evaluation.intervals`,
+# and AMBER's files are read by `helpers.evaluation.amber`. Given the same answers,
+# `tools/public_programs.py` gives the same figures as the public programs of CHAIR, AMBER and POPE.
 
 # %%
 from pathlib import Path
@@ -154,8 +154,8 @@ def figures(texts, chosen):
     each = found.per_caption
     counts = {
         "CHAIRi": [(len(c.hallucinated), len(c.mentioned)) for c in each],
-        "Cover": [(len(c.hits), len(c.truth)) for c in each],
-        "Cog": [(len(c.prone_hits), len(c.prone)) for c in each],
+        "Cover": [(len(c.true_positives), len(c.truth)) for c in each],
+        "Cog": [(len(c.prone_mentioned), len(c.prone)) for c in each],
     }
     estimates = {"Hal": intervals.estimate([bool(c.hallucinated) for c in each])}
     return estimates | {m: intervals.estimate(c, intervals.ratio) for m, c in counts.items()}
@@ -234,7 +234,7 @@ for split, chosen in (("trap", traps), ("iid", usual)):
 # %%
 def errors(name):
     found = scene_hallucination(says[name], scenes).per_caption
-    return np.array([len(set(c.hallucinated)) + len(c.truth - c.hits) for c in found])
+    return np.array([len(set(c.hallucinated)) + len(c.truth - c.true_positives) for c in found])
 
 
 gain = errors("base") - errors("tuned")

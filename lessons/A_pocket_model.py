@@ -236,7 +236,7 @@ for split in SPLITS:
 scenes = sample_scenes(4 * COUNT, "pair", seed=f"appendix {SEED}")
 said = scene_hallucination(pocket.captions(base, processor, scenes), scenes).per_caption
 faint = [
-    (t.contrast, t.noun in c.hits)
+    (t.contrast, t.noun in c.true_positives)
     for s, c in zip(scenes, said, strict=True)
     for t in s.things
     if t.colour is None

@@ -10,10 +10,10 @@ import pytest
 from datasets import Features, Image, Value
 from PIL import Image as PILImage
 
-from helpers.evaluation.pope import KINDS
 from helpers.evaluation.pope_hub import COLUMNS, NAME, pope_rows
 from helpers.pairs.images import PreferenceDataError
 from helpers.setup import hub as remote
+from helpers.world.scenes import NEGATIVES as KINDS
 from tests.standin import rlaifv_shards
 
 TEXT = Value("string")

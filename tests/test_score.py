@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from helpers.evaluation import amber, files, pope
+from helpers.evaluation import amber
+from tools import public_programs as public
 from tools import score
 
 LABELS = [
@@ -53,70 +54,17 @@ def changed(rows, row, **fields):
     return [{**r, **fields} if i == row else r for i, r in enumerate(rows)]
 
 
-# --- POPE ----------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------
 
 
 def test_pope_files_are_read_in_order_or_by_id(write):
-    labels = pope.read_labels(write("labels.json", LABELS))
-    assert [label.label for label in labels] == ["yes", "no", "yes"] * 2
+    labels = score.pope_labels(write("labels.json", LABELS))
+    assert [row["label"] for row in labels] == ["yes", "no", "yes"] * 2
     expected = [row["answer"] for row in ANSWERS]
-    assert pope.read_answers(write("a.jsonl", ANSWERS), labels) == expected
-    assert pope.read_answers(write("a.json", json.dumps(ANSWERS)), labels) == expected  # a list
-    by_id = [
-        {"question_id": label["question_id"], "answer": answer}
-        for label, answer in zip(LABELS, expected, strict=True)
-    ]
-    assert pope.read_answers(write("i.jsonl", by_id[::-1]), labels) == expected
-
-
-@pytest.mark.parametrize(
-    "rows, message",
-    [
-        (changed(LABELS, 1, label="maybe"), "labels.json, line 2: the label is 'maybe'"),
-        (changed(LABELS, 1, question_id=1), "line 2: question_id 1 is there already, at .*line 1"),
-        (changed(LABELS, 2, question_id="3"), "line 3: 'question_id' is '3', not a whole number"),
-        (changed(LABELS, 2, question_id=True), "line 3: 'question_id' is True"),
-        ([{"question_id": 1, "text": "?"}], "line 1 has no 'image': it has question_id, text"),
-        ("", "labels.json holds no rows"),
-        ('{"question_id": 1,\n', "labels.json, line 1 is not JSON: .*column"),
-        ("[1, 2]", "labels.json, entry 1: 1 is not a JSON object"),
-        ("[1, 2", "labels.json is not JSON"),
-    ],
-)
-def test_bad_label_files_are_refused_by_row(write, rows, message):
-    with pytest.raises(ValueError, match=message):
-        pope.read_labels(write("labels.json", rows))
-
-
-IDS = [{"question_id": i, "answer": "yes"} for i in range(1, 7)]
-
-
-@pytest.mark.parametrize(
-    "rows, message",
-    [
-        (ANSWERS[:4], "a.jsonl has 4 answers to 6 questions"),
-        (changed(ANSWERS, 3, answer=" "), "a.jsonl, line 4: the answer is empty"),
-        (changed(ANSWERS, 3, answer=None), "line 4: 'answer' is None, not a text"),
-        ([{"question": "?", "text": "yes"}] * 6, "line 1 has no 'answer': it has question, text"),
-        ([ANSWERS[1], ANSWERS[0], *ANSWERS[2:]], "line 1 answers .*cat.* but .*dog"),
-        (changed(IDS, 1, question_id=1), "line 2: question_id 1 is there already"),
-        (changed(IDS, 1, question_id=9), "line 2: there is no question with question_id 9"),
-        (IDS[:4], r"no answer to question_id 5 \(2 missing\)"),
-    ],
-)
-def test_bad_answer_files_are_refused_by_row(write, rows, message):
-    labels = pope.read_labels(write("labels.json", LABELS))
-    with pytest.raises(ValueError, match=message):
-        pope.read_answers(write("a.jsonl", rows), labels)
-
-
-def test_questions_in_other_words_are_taken_by_order(write):
-    labels = pope.read_labels(write("labels.json", LABELS))
-    rows = [{**row, "question": row["question"] + " Answer yes or no."} for row in ANSWERS]
-    assert len(pope.read_answers(write("a.jsonl", rows), labels)) == 6
-
-
-# --- AMBER ---------------------------------------------------------------------------------
+    by_id = [{"question_id": i, "answer": answer} for i, answer in enumerate(expected, 1)]
+    otherwise = [{**row, "question": row["question"] + " Answer yes or no."} for row in ANSWERS]
+    for rows in (ANSWERS, json.dumps(ANSWERS), by_id[::-1], otherwise):
+        assert score.pope_answers(write("a.jsonl", rows), labels) == expected
 
 
 def test_amber_files_are_read_whole_or_by_part(write, data):
@@ -125,59 +73,93 @@ def test_amber_files_are_read_whole_or_by_part(write, data):
     assert everything[2] == "" and len(everything) == 6
     part = amber.read_responses(write("r.json", json.dumps(RESPONSES[:2])), benchmark)
     assert set(part) == {1, 2}
-    chosen = amber.read_responses(write("r.json", json.dumps(RESPONSES[:1])), benchmark, ids=[1])
-    assert set(chosen) == {1}
     assert list(amber.groups(everything, benchmark)) == [
         *("all", "existence", "attribute", "state", "action", "relation"),
     ]
 
 
-@pytest.mark.parametrize(
-    "rows, message",
-    [
-        (RESPONSES[:1], r"no response with id 2 \(1 missing\)"),
-        (RESPONSES[:4], "no response with id 6"),  # one attribute answered, the other not
-        (changed(RESPONSES, 4, id=3), "r.json, entry 5: id 3 is there already, at r.json, entry 3"),
-        (changed(RESPONSES, 4, id=99), "entry 5: AMBER has no id 99"),
-        (changed(RESPONSES, 4, id="5"), "entry 5: 'id' is '5', not a whole number"),
-        (changed(RESPONSES, 3, response=""), "entry 4: the answer to question 4 is empty"),
-        ([{"id": 1, "answer": "x"}], "entry 1 has no 'response': it has id, answer"),
-    ],
-)
-def test_bad_responses_are_refused_by_entry(write, data, rows, message):
-    benchmark = amber.load(data)
-    with pytest.raises(ValueError, match=message):
-        amber.read_responses(write("r.json", json.dumps(rows)), benchmark)
+IDS = [{"question_id": i, "answer": "yes"} for i in range(1, 7)]
 
 
 @pytest.mark.parametrize(
-    "name, content, message",
+    "name, rows, message",
     [
-        (
-            "annotations.json",
-            json.dumps(changed(ANNOTATIONS, 0, type="x")),
-            "entry 1: unknown type",
-        ),
-        ("annotations.json", json.dumps(changed(ANNOTATIONS, 2, truth="No")), "entry 3: the truth"),
-        ("annotations.json", json.dumps(changed(ANNOTATIONS, 0, hallu=["owl"])), "1: 'owl' is not"),
-        ("annotations.json", json.dumps(ANNOTATIONS[:1] * 2), "entry 2: id 1 is there already"),
-        ("relation.json", "{", "relation.json is not JSON"),
+        ("labels", changed(LABELS, 1, label="maybe"), "labels, line 2: the label is 'maybe'"),
+        ("labels", changed(LABELS, 1, question_id=1), "2: question_id 1 is there already, .*1"),
+        ("labels", changed(LABELS, 2, question_id="3"), "3: 'question_id' is '3', not a whole"),
+        ("labels", changed(LABELS, 2, question_id=True), "line 3: 'question_id' is True"),
+        ("labels", [{"question_id": 1, "text": "?"}], "has no 'image': it has question_id, text"),
+        ("labels", "", "labels holds no rows"),
+        ("labels", '{"question_id": 1,\n', "labels, line 1 is not JSON: .*column"),
+        ("labels", "[1, 2]", "labels, entry 1: 1 is not a JSON object"),
+        ("labels", "[1, 2", "labels is not JSON"),
+        ("answers", ANSWERS[:4], "answers has 4 answers to 6 questions"),
+        ("answers", changed(ANSWERS, 3, answer=" "), "answers, line 4: the answer is empty"),
+        ("answers", changed(ANSWERS, 3, answer=None), "line 4: 'answer' is None, not a text"),
+        ("answers", [{"question": "?", "text": "yes"}] * 6, "line 1 has no 'answer'"),
+        ("answers", [ANSWERS[1], ANSWERS[0], *ANSWERS[2:]], "line 1 answers .*cat.* but .*dog"),
+        ("answers", changed(IDS, 1, question_id=1), "line 2: question_id 1 is there already"),
+        ("answers", changed(IDS, 1, question_id=9), "2: there is no question with question_id 9"),
+        ("answers", IDS[:4], r"no answer to question_id 5 \(2 missing\)"),
+        ("responses", RESPONSES[:1], r"no response with id 2 \(1 missing\)"),
+        ("responses", RESPONSES[:4], "no response with id 6"),  # the other attribute
+        ("responses", changed(RESPONSES, 4, id=3), "5: id 3 is there already, at .*line 3"),
+        ("responses", changed(RESPONSES, 4, id=99), "line 5: AMBER has no id 99"),
+        ("responses", changed(RESPONSES, 4, id="5"), "5: 'id' is '5', not a whole number"),
+        ("responses", changed(RESPONSES, 3, response=""), "the answer to question 4 is empty"),
+        ("responses", [{"id": 1, "answer": "x"}], "has no 'response': it has id, answer"),
+        ("data/annotations.json", changed(ANNOTATIONS, 0, type="x"), "line 1: unknown type"),
+        ("data/annotations.json", changed(ANNOTATIONS, 2, truth="No"), "line 3: the truth"),
+        ("data/annotations.json", changed(ANNOTATIONS, 0, hallu=["owl"]), "1: 'owl' is not"),
+        ("data/annotations.json", ANNOTATIONS[:1] * 2, "line 2: id 1 is there already"),
+        ("data/relation.json", "{", "relation.json is not JSON"),
     ],
 )
-def test_a_damaged_benchmark_is_refused_by_entry(write, data, name, content, message):
-    write(f"data/{name}", content)
+def test_bad_files_are_refused_by_row(write, data, name, rows, message):
+    write("labels", LABELS)
+    path = write(name, rows)
+    read = {
+        "labels": score.pope_labels,
+        "answers": lambda path: score.pope_answers(path, score.pope_labels(path.parent / "labels")),
+        "responses": lambda path: amber.read_responses(path, amber.load(data)),
+    }
     with pytest.raises(ValueError, match=message):
-        amber.load(data)
+        read.get(name, lambda path: amber.load(data))(path)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match="there is no file .*none.json"):
-        files.rows(tmp_path / "none.json")
+        amber.json_rows(tmp_path / "none.json")
     with pytest.raises(ValueError, match="is not a text file"):
-        files.rows(tmp_path)
+        amber.json_rows(tmp_path)
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is not a text file in UTF-8"):
-        files.rows(tmp_path / "b")
+        amber.json_rows(tmp_path / "b")
+
+
+# --- reading what models say ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ("Hills can be seen", 0),
+        ("It can also fly", 0),
+        ("A can of soda", 1),
+        ("Two cans. A can", 2),
+    ],
+)
+def test_can_is_an_object_only_as_a_noun(text, count):
+    assert amber.nouns_by_word(["can", "sky"])(text).count("can") == count
+
+
+def test_answers_are_read_by_what_they_say_and_in_public_to_the_letter():
+    items = {n: amber.Item("existence", "no") for n in range(1, 5)}
+    benchmark = amber.Benchmark(items, {}, frozenset())
+    responses = dict(enumerate(["No", "No.", "no", "No, there is not."], 1))
+    assert amber.discriminative(responses, benchmark)["existence"].accuracy == 1.0
+    exact = amber.discriminative(responses, benchmark, parse=public.amber_exact)["existence"]
+    assert (exact.accuracy, exact.predicted_positives, exact.disputed) == (0.25, 1, 3)
 
 
 # --- the tool ------------------------------------------------------------------------------
@@ -207,6 +189,16 @@ def test_questions_about_one_picture_are_one_unit(write, data, capsys):
     write("data/query/query_all.json", json.dumps(rows))
     score.main(["amber", str(write("r.json", json.dumps(RESPONSES))), str(data)])
     assert "AMBER, all: n = 2 pictures, 4 questions" in capsys.readouterr().out
+
+
+def test_the_tool_prints_the_public_figures_too(write, data, capsys, monkeypatch):
+    monkeypatch.setattr(public, "nltk_nouns", lambda text: text.lower().strip(".").split())
+    monkeypatch.setattr(public, "spacy_similar", lambda: lambda a, b: False)
+    responses = str(write("r.json", json.dumps(RESPONSES)))
+    score.main(["amber", responses, str(data), "--public"])
+    _, printed = capsys.readouterr().out.split("as AMBER's inference.py prints it:")
+    assert "descriptions: CHAIR 50.0, Cover 33.3, Hal 50.0, Cog 50.0" in printed
+    assert "  all: Accuracy 75.0, Precision 75.0, Recall 100.0" in printed
 
 
 @pytest.mark.parametrize("command", [["pope", "a.jsonl", "b"], ["amber", "a.json", "b"]])

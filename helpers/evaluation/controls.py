@@ -9,6 +9,7 @@ degenerate answerers wins does not measure what its name says.
 """
 
 import random
+from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
@@ -17,7 +18,7 @@ from helpers.pairs.images import image_digest
 GREY = (128, 128, 128)
 
 
-def blanked(images):
+def blanked(images: Iterable[Image.Image]) -> list[Image.Image]:
     """A grey picture of the same size for each: as many image tokens, and nothing to see.
 
     Grey, because Idefics3 takes pixel values that are all zero for padding and drops them.
@@ -25,7 +26,7 @@ def blanked(images):
     return [Image.new("RGB", image.size, GREY) for image in images]
 
 
-def swapped(images, seed=0):
+def swapped(images: Iterable[Image.Image], seed: int = 0) -> list[Image.Image]:
     """The pictures dealt out anew: everybody gets another one, never an identical one.
 
     All items about one picture get the same other one, and no picture is left out. `images`: n PIL
@@ -41,7 +42,7 @@ def swapped(images, seed=0):
     return [pictures[theirs[name]] for name in names]
 
 
-def degenerate(captions):
+def degenerate(captions: Sequence[str]) -> dict[str, list[str]]:
     """{name: texts} of answerers that ignore the picture, as many texts as there are captions.
 
     The last one gives the longest of the `captions` (in words) to every picture.

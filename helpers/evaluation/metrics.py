@@ -2,30 +2,25 @@
 
     result = object_hallucination(captions, [scene.nouns for scene in scenes], NOUNS)
     result.chair_s, result.cover
-    interval([bool(c.hallucinated) for c in result.per_caption])      # 95%, over images
-    interval([(len(c.hallucinated), len(c.mentioned)) for c in result.per_caption], ratio)
+    estimate([bool(c.hallucinated) for c in result.per_caption])      # 95%, over images
+    estimate([(len(c.hallucinated), len(c.mentioned)) for c in result.per_caption], ratio)
 
 Shares are fractions from 0 to 1. A share of nothing (0/0) is nan: a silent model has no
 chair_i, and as nan is above and below nothing, silence passes no threshold.
 
-`helpers.hallucination` has CHAIR, AMBER and POPE, from their own files.
+`helpers.evaluation.amber` scores AMBER's own files, `tools.score` those of AMBER and POPE.
 """
 
 import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from helpers.evaluation.intervals import (  # noqa: F401
-    array,
-    interval,
-    paired,
-    ratio,
-    same_length,
-    share,
-)
-from helpers.evaluation.objects import mentions, plain, plurals, spellings  # noqa: F401
-from helpers.world.scenes import ASSOCIATES, NOUNS
+from helpers.evaluation import objects
+from helpers.evaluation.intervals import array, same_length, share
+from helpers.world.scenes import ASSOCIATES, NOUNS, Scene
 
 # --- object hallucination ------------------------------------------------------------------
 
@@ -37,9 +32,9 @@ class CaptionObjects:
     mentioned: tuple[str, ...]
     hallucinated: tuple[str, ...]  # the mentions that are not in the picture
     truth: frozenset[str]
-    hits: frozenset[str]  # of the truth
+    true_positives: frozenset[str]  # objects of the truth that are mentioned
     prone: frozenset[str]  # absent objects that this picture tempts a model to mention
-    prone_hits: frozenset[str]
+    prone_mentioned: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -53,20 +48,27 @@ class Hallucination:
 
     chair_i: float  # hallucinated_mentions / mentions
     chair_s: float  # hallucinating_captions / captions
-    cover: float  # hits / truth_objects
-    cog: float  # prone_hits / prone_objects
+    cover: float  # true_positives / truth_objects
+    cog: float  # prone_mentioned / prone_objects
     mentions: int
     hallucinated_mentions: int
     captions: int
     hallucinating_captions: int
     truth_objects: int
-    hits: int
+    true_positives: int
     prone_objects: int
-    prone_hits: int
+    prone_mentioned: int
     per_caption: tuple[CaptionObjects, ...]
 
 
-def object_hallucination(captions, truths, vocabulary, synonyms=None, prone=None, ignore=()):
+def object_hallucination(
+    captions: Sequence[str],
+    truths: Sequence[Collection[str]],
+    vocabulary: Iterable[str],
+    synonyms: dict[str, str] | None = None,
+    prone: Sequence[Collection[str]] | None = None,
+    ignore: Iterable[str] = (),
+) -> Hallucination:
     """Compare the objects a caption mentions with those in its picture.
 
     `captions`: texts. `truths`: for each, the objects in the picture. `vocabulary`: the objects
@@ -74,69 +76,90 @@ def object_hallucination(captions, truths, vocabulary, synonyms=None, prone=None
     caption, objects a model is tempted to add; those that are in the picture are left out.
     `ignore`: phrases that name none of the objects, though a part of them does ("train track").
 
-    Whole words and plurals, in any case, the longest name first: see `words.mentions`. Every
+    Whole words and plurals, in any case, the longest name first: see `objects.mentions`. Every
     occurrence is a mention, also a negated one ("no cat"), as in the public programs. Raises
     ValueError when lists differ in length or a name is not in the vocabulary.
     """
     same_length("captions", captions, "truths", truths)
     prone = [()] * len(captions) if prone is None else prone
     same_length("captions", captions, "prone", prone)
-    names = spellings(vocabulary, synonyms)
-    objects = spellings(vocabulary, synonyms, ignore)
+    names = objects.spellings(vocabulary, synonyms)
+    listed = names | {objects.plain(phrase): None for phrase in ignore}  # None: no object
     per_caption = []
     for row, (caption, truth, tempting) in enumerate(zip(captions, truths, prone, strict=True)):
         if not isinstance(caption, str):
             raise ValueError(f"caption {row} is {caption!r}, not a text.")
         truth = _named(truth, names, f"the truth of caption {row}")
         tempting = _named(tempting, names, f"prone of caption {row}") - truth
-        mentioned = tuple(mention.name for mention in mentions(caption, objects))
-        wrong = tuple(name for name in mentioned if name not in truth)
-        hits, falls = truth.intersection(mentioned), tempting.intersection(mentioned)
-        per_caption.append(CaptionObjects(mentioned, wrong, truth, hits, tempting, falls))
-    return summary(tuple(per_caption))
+        mentioned = tuple(mention.name for mention in objects.mentions(caption, listed))
+        per_caption.append(
+            CaptionObjects(
+                mentioned=mentioned,
+                hallucinated=tuple(name for name in mentioned if name not in truth),
+                truth=truth,
+                true_positives=truth.intersection(mentioned),
+                prone=tempting,
+                prone_mentioned=tempting.intersection(mentioned),
+            )
+        )
+    return summary(per_caption)
 
 
-def summary(per_caption):
-    """The `Hallucination` of a tuple of `CaptionObjects`."""
+def _named(given: Collection[str], names: dict[str, str | None], where: str) -> frozenset[str]:
+    """The objects that the names stand for."""
+    if isinstance(given, str):
+        raise ValueError(f"{where} is the text {given!r}: pass a collection of names.")
+    unknown = sorted(name for name in given if objects.plain(name) not in names)
+    if unknown:
+        raise ValueError(
+            f"{where} names {', '.join(unknown)}: add it to the vocabulary or the synonyms."
+        )
+    return frozenset(names[objects.plain(name)] for name in given)
+
+
+def summary(per_caption: Sequence[CaptionObjects]) -> Hallucination:
+    """Counts over captions, and the shares that they make."""
     fields = CaptionObjects.__dataclass_fields__
     total = {name: sum(len(getattr(c, name)) for c in per_caption) for name in fields}
-    wrong = sum(bool(c.hallucinated) for c in per_caption)
+    hallucinating = sum(bool(c.hallucinated) for c in per_caption)
     return Hallucination(
         chair_i=share(total["hallucinated"], total["mentioned"]),
-        chair_s=share(wrong, len(per_caption)),
-        cover=share(total["hits"], total["truth"]),
-        cog=share(total["prone_hits"], total["prone"]),
+        chair_s=share(hallucinating, len(per_caption)),
+        cover=share(total["true_positives"], total["truth"]),
+        cog=share(total["prone_mentioned"], total["prone"]),
         mentions=total["mentioned"],
         hallucinated_mentions=total["hallucinated"],
         captions=len(per_caption),
-        hallucinating_captions=wrong,
+        hallucinating_captions=hallucinating,
         truth_objects=total["truth"],
-        hits=total["hits"],
+        true_positives=total["true_positives"],
         prone_objects=total["prone"],
-        prone_hits=total["prone_hits"],
-        per_caption=per_caption,
+        prone_mentioned=total["prone_mentioned"],
+        per_caption=tuple(per_caption),
     )
 
 
-def scene_hallucination(captions, scenes):
+def scene_hallucination(captions: Sequence[str], scenes: Sequence[Scene]) -> Hallucination:
     """`object_hallucination` of captions of scenes of the pocket world, with the exact truth.
 
     What a scene makes a model prone to say are the absent associates of its contexts.
     """
     truths = [scene.nouns for scene in scenes]
     prone = [{ASSOCIATES[n] for n in truth if n in ASSOCIATES} for truth in truths]
-    return object_hallucination(captions, truths, NOUNS, plurals(NOUNS), prone)
+    return object_hallucination(captions, truths, NOUNS, objects.plurals(NOUNS), prone)
 
 
-def _named(given, names, where):
-    if isinstance(given, str):
-        raise ValueError(f"{where} is the text {given!r}: pass a collection of names.")
-    unknown = sorted(name for name in given if plain(name) not in names)
-    if unknown:
-        raise ValueError(
-            f"{where} names {', '.join(unknown)}: add it to the vocabulary or the synonyms."
-        )
-    return frozenset(names[plain(name)] for name in given)
+def chair(
+    captions: Sequence[str], truths: Sequence[Collection[str]], words: objects.Words
+) -> Hallucination:
+    """`object_hallucination` of photographs under CHAIR's counting rules (arXiv 1809.02156).
+
+    `truths`: for each caption, the objects outlined in its picture and those that its reference
+    captions name. `words`: `objects.chair_words` of CHAIR's list, which is theirs: download it.
+    """
+    texts = [objects.without_toilet_seats(caption) for caption in captions]
+    known = (words.vocabulary, words.synonyms)
+    return object_hallucination(texts, truths, *known, ignore=words.ignore)
 
 
 # --- yes/no probes -------------------------------------------------------------------------
@@ -150,20 +173,20 @@ class YesNo:
     were taken for the contrary of what they say first.
     """
 
-    accuracy: float  # right / n
-    precision: float  # hits / claimed; nan when the positive answer was never given
-    recall: float  # hits / actual
+    accuracy: float  # correct / n
+    precision: float  # true_positives / predicted_positives; nan if that answer was never given
+    recall: float  # true_positives / positives
     f1: float
     yes_ratio: float
     n: int
-    right: int
-    hits: int  # positive answers where the label is positive
-    claimed: int  # positive answers
-    actual: int  # positive labels
+    correct: int
+    true_positives: int  # positive answers where the label is positive
+    predicted_positives: int  # positive answers
+    positives: int  # positive labels
     disputed: int
 
 
-def parse_yes_no(answer):
+def parse_yes_no(answer: str) -> str:
     """A free answer as "yes" or "no", exactly as POPE reads it (arXiv 2305.10355, public code).
 
     Only what stands before the first full stop counts. Commas are dropped and the rest is cut at
@@ -177,13 +200,21 @@ def parse_yes_no(answer):
     return "no" if {"No", "no", "not"}.intersection(words) else "yes"
 
 
-def opinion(answer):
+def opinion(answer: str) -> str | None:
     """What an answer says first, "yes" or "no", in any spelling; None when it says neither."""
     found = re.search(r"\b(?:(yes)|no|nope|not|cannot)\b|n['\u2019]t\b", answer, re.I)
     return found and ("yes" if found.group(1) else "no")
 
 
-def yes_no(answers, labels, positive="yes", parse=parse_yes_no):
+Parse = Callable[[str], str | None]
+
+
+def yes_no(
+    answers: Sequence[str],
+    labels: Sequence[str],
+    positive: str = "yes",
+    parse: Parse = parse_yes_no,
+) -> YesNo:
     """Accuracy, precision, recall, F1 and the share of "yes" over probes.
 
     `labels`: "yes" or "no". `positive`: the class that precision, recall and F1 speak of: "yes" in
@@ -192,63 +223,67 @@ def yes_no(answers, labels, positive="yes", parse=parse_yes_no):
     `positive` that are neither.
     """
     rows = probe_rows(answers, labels, positive, parse)
-    right, hits, claimed, actual = (int(total) for total in rows.sum(0))
+    correct, true_positives, predicted_positives, positives = rows.sum(0).tolist()
     given = [parse(answer) for answer in answers]
     return YesNo(
-        accuracy=share(right, len(rows)),
-        precision=share(hits, claimed),
-        recall=share(hits, actual),
+        accuracy=share(correct, len(rows)),
+        precision=share(true_positives, predicted_positives),
+        recall=share(true_positives, positives),
         f1=f1(rows),
         yes_ratio=share(given.count("yes"), len(rows)),
         n=len(rows),
-        right=right,
-        hits=hits,
-        claimed=claimed,
-        actual=actual,
+        correct=correct,
+        true_positives=true_positives,
+        predicted_positives=predicted_positives,
+        positives=positives,
         disputed=sum(opinion(a) not in (None, g) for a, g in zip(answers, given, strict=True)),
     )
 
 
-def probe_rows(answers, labels, positive="yes", parse=parse_yes_no):
-    """An array (n, 4) of 0 and 1: right, hit, claimed, actual. Arguments and errors as `yes_no`.
+def probe_rows(
+    answers: Sequence[str],
+    labels: Sequence[str],
+    positive: str = "yes",
+    parse: Parse = parse_yes_no,
+) -> np.ndarray:
+    """An array (n, 4) of 0 and 1: correct, true positive, predicted positive, positive.
 
-    Rows are what a bootstrap draws: `interval(rows[:, 0])` of accuracy, `interval(rows, f1)`.
+    Arguments and errors as `yes_no`. Rows are what a bootstrap draws: `interval(rows[:, 0])` of
+    accuracy, `interval(rows, f1)`.
     """
     same_length("answers", answers, "labels", labels)
     for name, value in [("positive", positive), *((f"label {i}", v) for i, v in enumerate(labels))]:
         if value not in ("yes", "no"):
             raise ValueError(f'{name} is {value!r}: it must be "yes" or "no".')
-    rows = np.zeros((len(labels), 4), dtype=int)
-    for row, answer, label in zip(rows, answers, labels, strict=True):
-        given = parse(answer)
-        claimed, actual = given == positive, label == positive
-        row[:] = given == label, claimed and actual, claimed, actual
-    return rows
+    given = np.array([parse(answer) for answer in answers], dtype=object)  # of None, too
+    truth = np.array(list(labels), dtype=object)
+    predicted, actual = given == positive, truth == positive
+    return np.stack([given == truth, predicted & actual, predicted, actual], axis=1).astype(int)
 
 
-def f1(rows):
+def f1(rows: np.ndarray) -> float:
     """The harmonic mean of precision and recall, from `probe_rows`: a statistic for `interval`."""
-    _, hits, claimed, actual = np.asarray(rows).sum(0)
-    if not hits:
-        return share(0, claimed + actual)
-    precision, recall = float(hits / claimed), float(hits / actual)
-    return 2 * precision * recall / (precision + recall)
+    _, true_positives, predicted_positives, positives = np.asarray(rows).sum(0)
+    if not true_positives:
+        return share(0, predicted_positives + positives)
+    precision, recall = true_positives / predicted_positives, true_positives / positives
+    return float(2 * precision * recall / (precision + recall))
 
 
 # --- margins -------------------------------------------------------------------------------
 
 
 def margins(
-    policy_chosen_logps,
-    policy_rejected_logps,
-    reference_chosen_logps=0.0,
-    reference_rejected_logps=0.0,
-    beta=1.0,
-):
+    policy_chosen_logps: Any,
+    policy_rejected_logps: Any,
+    reference_chosen_logps: Any = 0.0,
+    reference_rejected_logps: Any = 0.0,
+    beta: float = 1.0,
+) -> np.ndarray:
     """Each pair's margin, chosen reward minus rejected reward, as an array (n,).
 
-    Arrays or tensors of summed log-probs. Without the reference: how much this model itself prefers
-    the chosen answer. Raises ValueError when their lengths differ.
+    Arrays or tensors (n,) of summed log-probs. Without the reference: how much this model itself
+    prefers the chosen answer. Raises ValueError when their lengths differ.
     """
     policy = array(policy_chosen_logps), array(policy_rejected_logps)
     reference = array(reference_chosen_logps), array(reference_rejected_logps)
@@ -258,7 +293,7 @@ def margins(
     return beta * ((policy[0] - reference[0]) - (policy[1] - reference[1]))
 
 
-def preference_accuracy(pair_margins):
+def preference_accuracy(pair_margins: Any) -> float:
     """The share of pairs with a margin strictly above 0.
 
     A tie counts as wrong, as in TRL's rewards/accuracies: while the policy is the reference every

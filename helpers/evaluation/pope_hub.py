@@ -23,11 +23,11 @@ import pyarrow.parquet
 from huggingface_hub import HfApi, hf_hub_url
 from tqdm.auto import tqdm
 
-from helpers.evaluation.pope import KINDS
 from helpers.pairs.images import PreferenceDataError, image_digest
 from helpers.pairs.rlaifv import store_of
 from helpers.setup.hub import BLOCK, RemoteFile, ask, ask_range, first_line
 from helpers.setup.storage import write_whole
+from helpers.world.scenes import NEGATIVES as KINDS
 
 NAME = "lmms-lab/POPE"
 # Its card names the source of the questions and no licence.

@@ -2,8 +2,8 @@
 
     probes = probes_for(track, 300)                          # 300 of each kind
     said = yes_no_answers(model, processor, probes["image"], probes["question"])
-    right = [a == label for a, label in zip(said, probes["label"], strict=True)]
-    estimate(right, clusters=probes["group"])                # an interval over pictures
+    correct = [a == label for a, label in zip(said, probes["label"], strict=True)]
+    estimate(correct, clusters=probes["group"])                # an interval over pictures
 
 A Dataset with a row a question: `image`, `question`, `label` ("yes" or "no"), `kind` and `group`,
 which names the picture: questions about one picture are not independent. Pictures are decoded
@@ -11,13 +11,15 @@ when a row is read, so thousands of rows need little memory.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, Value
 
-from helpers.evaluation import amber, files
+from helpers.evaluation import amber
 from helpers.evaluation.pope_hub import pope_rows
-from helpers.pairs.images import PreferenceDataError
+from helpers.setup.storage import PreferenceDataError
+from helpers.setup.tracks import Track
 from helpers.world import scenes as world
 
 PHOTOS = Path(__file__).resolve().parents[2] / "data" / "photos"
@@ -27,7 +29,9 @@ AMBER_PROBES = Features({**PROBES, "id": Value("int64")})
 DESCRIPTIONS = Features(image=Image(), question=TEXT, group=TEXT, id=Value("int64"))
 
 
-def probes_for(track, count, seed=0, folder=None):
+def probes_for(
+    track: Track, count: int, seed: int = 0, folder: str | Path | None = None
+) -> Dataset:
     """`count` questions with each kind of negatives: random, popular, adversarial, in this order.
 
     Every kind asks about the same pictures, and the questions of a picture stand together, yes and
@@ -42,12 +46,12 @@ def probes_for(track, count, seed=0, folder=None):
     return _dataset(rows, PROBES)
 
 
-def _dataset(rows, features):
-    return Dataset.from_list(rows, features=features).select_columns(list(features))
+def _dataset(rows: list[dict[str, Any]], features: Features) -> Dataset:
+    return Dataset.from_list(rows, features=features).select_columns(list(features))  # in order
 
 
-def _pocket_rows(count, seed):
-    """POPE's questions about scenes of the test part, drawn once each."""
+def _pocket_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """POPE's questions about scenes that no model was trained on, drawn once each."""
     rows = {kind: [] for kind in world.NEGATIVES}
     for number, scene in enumerate(world.sample_scenes(count, seed=seed)):  # more than are needed
         if len(rows["random"]) >= count:
@@ -62,7 +66,7 @@ def _pocket_rows(count, seed):
     return [row for kind in rows for row in rows[kind][:count]]
 
 
-def photo_probes():
+def photo_probes() -> Dataset:
     """The 160 questions about the bundled photographs; `kind` is what they ask about:
     existence, attribute, count or relation. Four to a picture are few: look, do not rank models."""
     path = PHOTOS / "probes.parquet"
@@ -74,7 +78,7 @@ def photo_probes():
         ) from None
     rows = [
         {
-            "image": _stored(PHOTOS / "images" / row["image_path"], "`git checkout -- data`"),
+            "image": _file(PHOTOS / "images" / row["image_path"], "`git checkout -- data`"),
             "question": row["question"],
             "label": row["answer"],
             "kind": row["kind"],
@@ -94,7 +98,7 @@ GET_AMBER = (
 )
 
 
-def amber_queries(folder):
+def amber_queries(folder: str | Path) -> tuple[Dataset, Dataset]:
     """(probes, descriptions) of AMBER, with the pictures in `folder` or anywhere below it.
 
     probes: 14,216 questions in the form of `probes_for`, with their `id`; `kind`: existence, state,
@@ -110,8 +114,14 @@ def amber_queries(folder):
     items = amber.load(folder).items
     pictures = {path.name: path for path in folder.rglob("*.jpg")}
     probes, descriptions = [], []
-    for place, query in files.rows(folder / "query" / "query_all.json"):
-        row = _amber_row(place, query, pictures, folder)
+    for place, query in amber.json_rows(folder / "query" / "query_all.json"):
+        name = amber.field(query, "image", str, place)
+        row = {
+            "image": _file(pictures.get(name, folder / name), GET_AMBER),
+            "question": amber.field(query, "query", str, place),
+            "group": name,
+            "id": amber.field(query, "id", int, place),
+        }
         if row["id"] not in items:
             raise ValueError(f"{place}: annotations.json has no id {row['id']}.")
         item = items[row["id"]]
@@ -122,17 +132,7 @@ def amber_queries(folder):
     return _dataset(probes, AMBER_PROBES), _dataset(descriptions, DESCRIPTIONS)
 
 
-def _amber_row(place, query, pictures, folder):
-    image = files.field(query, "image", str, place)
-    return {
-        "image": _stored(pictures.get(image, folder / image), GET_AMBER),
-        "question": files.field(query, "query", str, place),
-        "group": image,
-        "id": files.field(query, "id", int, place),
-    }
-
-
-def _stored(path, remedy):
+def _file(path: Path, remedy: str) -> dict[str, Any]:
     """A picture as a Dataset holds it: the file itself, which is read when the row is."""
     if not path.exists():
         raise PreferenceDataError(f"the picture {path} is missing: {remedy}")
