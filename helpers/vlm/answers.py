@@ -17,7 +17,6 @@ pixels and the settings. Whatever changes, the key changes, and the result is ma
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,6 @@ def answer_logps(
     *,
     folder: str | Path | None = None,
     batch_size: int = 32,
-    bar: tqdm | None = None,
 ) -> Tensor:
     """Log-prob of each given answer: the sum over its tokens, the closing token included, in nats.
 
@@ -106,9 +104,9 @@ def answer_logps(
     """
     job = scoring(model, processor, images, questions, texts)
     if folder is None:
-        return torch.tensor(all_results(job, batch_size, bar))
+        return torch.tensor(all_results(job, batch_size))
     keys = _keys(model, processor, images, job.texts, ["logps"])
-    return torch.tensor(resumable_results(job, keys, folder, batch_size, bar))
+    return torch.tensor(resumable_results(job, keys, folder, batch_size))
 
 
 def yes_no_log_odds(
@@ -358,9 +356,9 @@ def in_batches(
     torch.cuda.OutOfMemoryError is raised when one row alone is too much. `bar`: a tqdm over several
     jobs, which advances by n; without one the job shows its own.
     """
-    own = tqdm(total=len(job.order), desc=job.doing, leave=False) if bar is None else None
-    done = 0
-    with own or nullcontext(bar) as progress:  # the caller closes a bar of several jobs
+    done, hidden = 0, bar is not None
+    with tqdm(total=len(job.order), desc=job.doing, leave=False, disable=hidden) as own:
+        progress = bar if hidden else own
         while done < len(job.order):
             rows = job.order[done : done + size]
             try:
