@@ -5,15 +5,12 @@
     print(table({**ways(model, plan), "this track": budget(model, plan)}))
     print(verdict(model, plan, this_machine()))
 
-What weights need is counted exactly. What a step holds besides is arithmetic on how TRL 1.16 runs
-it: the policy reads chosen and rejected, two rows a pair with the picture in both, and holds what
-its backward pass needs; the reference reads the same rows and holds nothing; then the backward
-pass. Memory peaks where all that is held meets the largest piece of work: a tile of logits, or one
-block of a tower. Where pictures are shared (dpo.shared_images) the tower has half the rows, holds
-nothing, and only answers are scored. Read from trl/trainer/dpo_trainer.py,
-trl/kernels/chunked_logprob.py and transformers/models/idefics3. On the CPU it meets the record of
-torch's allocator (`python -m benchmarks.gpu_rehearsal --cpu`); a GPU's kernels, autocast and
-allocator have not been measured.
+What weights need is counted exactly. What a step holds besides follows from how TRL 1.16 runs it:
+the policy reads chosen and rejected, two rows a pair with the picture in both, and holds what its
+backward pass needs; the reference reads the same rows and holds nothing; then the backward pass.
+Memory peaks where all that is held meets the largest piece of work: a tile of logits, or one block
+of a tower. On the CPU this meets the record of torch's allocator (`python -m
+benchmarks.gpu_rehearsal --cpu`); a GPU's kernels, autocast and allocator have not been measured.
 
 GB are 1e9 bytes, as torch counts allocations; the GPU's own context and the gaps of torch's
 allocator come on top, for which a verdict leaves a tenth of the memory free.
@@ -39,12 +36,6 @@ SPARE = 0.1  # share of the memory that a verdict leaves free; a rule of thumb, 
 # TRL never holds all logits: it projects this many positions and vocabulary entries at a time.
 TILE_POSITIONS, TILE_ENTRIES = 4096, 32768
 CPU_COPIES = 7  # float32 copies of the tile where TRL has no Triton kernel, so on the CPU
-
-WAYS = {
-    "full float32": {"rank": None, "dtype": "float32", "autocast": None, "quantize": False},
-    "bf16 LoRA": {"dtype": "bfloat16", "autocast": "bf16", "quantize": False},
-    "QLoRA": {"dtype": "bfloat16", "autocast": "bf16", "quantize": True},
-}
 
 
 class BudgetError(ValueError):
@@ -151,8 +142,10 @@ def ways(model: PreTrainedModel, plan: Plan) -> dict[str, Budget]:
     The comparison of https://huggingface.co/blog/dpo_vlm, without the second model that the post
     counts for LoRA and that its code does not load.
     """
-    rank = plan.rank or 16
-    return {n: budget(model, replace(plan, **{"rank": rank, **way})) for n, way in WAYS.items()}
+    float32 = replace(plan, rank=None, dtype="float32", autocast=None, quantize=False)
+    lora = replace(plan, rank=plan.rank or 16, dtype="bfloat16", autocast="bf16", quantize=False)
+    plans = {"full float32": float32, "bf16 LoRA": lora, "QLoRA": replace(lora, quantize=True)}
+    return {name: budget(model, way) for name, way in plans.items()}
 
 
 def table(budgets: dict[str, Budget]) -> str:
@@ -235,6 +228,7 @@ def adapter_weights(model: PreTrainedModel, rank: int) -> int:
 
 
 # --- what a step holds besides -------------------------------------------------------------------
+# From trl/trainer/dpo_trainer.py, trl/kernels/chunked_logprob.py, transformers/models/idefics3.
 
 
 def _at_the_peak(model, plan):
