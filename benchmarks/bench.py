@@ -33,7 +33,7 @@ STEP = (
     "helpers/vlm/load.py", "helpers/vlm/smolvlm.py",
 )  # fmt: skip
 FORMAT = ("benchmarks/formatting.py", "helpers/pairs/format.py", "helpers/pairs/messages.py")
-ANSWERS = ("benchmarks/generation.py", "helpers/vlm/answers.py", "helpers/vlm/batches.py")
+ANSWERS = ("benchmarks/generation.py", "helpers/vlm/answers.py")
 COURSE = ("lessons/*.py", "helpers/**/*.py", "tools/run_course.py")
 TILES = {"1_tile": {"edge": 512}, "17_tiles": {"edge": 2048}}
 

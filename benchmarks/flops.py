@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from helpers.vlm.activations import text_linears
+from helpers.vlm.memory import text_linears
 from helpers.vlm.smolvlm import patches_across, tile_tokens
 
 

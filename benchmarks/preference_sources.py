@@ -51,7 +51,7 @@ from helpers.pairs.format import to_conversational
 from helpers.setup.tracks import choose
 from helpers.vlm import pocket
 from helpers.vlm.answers import yes_no_answers
-from helpers.vlm.kept import model_digest
+from helpers.vlm.load import model_digest
 from helpers.world.scenes import draw, probes, sample_scenes
 
 RESULTS = Path(__file__).parent / "results" / "preference_sources.json"

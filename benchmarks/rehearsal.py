@@ -119,7 +119,7 @@ def build(track, folder, case):
         model, processor, photograph_pairs(steps * accumulate * case.pairs), track, folder,
         activation_checkpointing=case.checkpointing, gradient_checkpointing=case.checkpointing,
         max_steps=steps, logging_steps=1, save_strategy="no", disable_tqdm=True,
-        trainer_class=DPOTrainer,  # whose memory helpers.vlm.activations counts
+        trainer_class=DPOTrainer,  # whose memory helpers.vlm.memory counts
     )  # fmt: skip
     return trainer, plan_of(trainer, track, case.checkpointing)
 

@@ -47,7 +47,7 @@ from helpers.pairs.format import to_conversational
 from helpers.pairs.load import load_raw
 from helpers.plots.cards import TUNED, answer_card
 from helpers.setup.tracks import choose
-from helpers.vlm.kept import kept_answers, kept_log_odds
+from helpers.vlm.answers import answers, yes_no_answers
 from helpers.vlm.load import load_policy
 from helpers.world.scenes import ASSOCIATES, DESCRIBE, NOUNS, draw, sample_scenes
 
@@ -129,7 +129,7 @@ pictures, asked = [draw(s) for s in scenes], [DESCRIBE] * len(scenes)
 
 
 def say(model, images):
-    return kept_answers(model, processor, images, asked, KEPT, batch_size=256)
+    return answers(model, processor, images, asked, folder=KEPT, batch_size=256)
 
 
 says = {name: say(model, pictures) for name, model in models.items()}
@@ -280,8 +280,7 @@ if worst:
 # %%
 def replies(model, processor, probes, images):
     """Yes or no from the first token's logits: which of the two is more likely. Nothing is generated."""
-    odds = kept_log_odds(model, processor, images, probes["question"], KEPT)
-    return ["yes" if value > 0 else "no" for value in odds]
+    return yes_no_answers(model, processor, images, probes["question"], folder=KEPT)
 
 
 probes = probes_for(choose("pocket"), 60 if QUICK else PROBES, SEED)
@@ -419,7 +418,7 @@ if AMBER and track.name != "pocket":
     benchmark, pictures = amber.load(AMBER), list(described["image"])
     settings = {"batch_size": track.eval_batch, "max_new_tokens": track.max_new_tokens}
     for name, model in mine.items():
-        texts = kept_answers(model, reader, pictures, described["question"], KEPT, **settings)
+        texts = answers(model, reader, pictures, described["question"], folder=KEPT, **settings)
         found = amber.generative(dict(zip(described["id"], texts)), benchmark)
         print(
             f"{name:8} CHAIR {found.chair_i:.1%}, Cover {found.cover:.1%}, n = {len(texts)}:",

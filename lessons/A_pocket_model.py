@@ -140,8 +140,8 @@ print_wrapped(processor.tokenizer.tokenize(describe(trap)))
 # Only the answers are scored, token by token, as in any supervised fine-tuning.
 
 # %%
-for lesson in pocket.lessons_of(trap, random.Random(SEED)):
-    for message in lesson:
+for conversation in pocket.conversations(trap, random.Random(SEED)):
+    for message in conversation:
         text = message["content"][-1]["text"]
         print_wrapped(f"{message['role']:>9}: {text}")
 
@@ -150,7 +150,8 @@ for lesson in pocket.lessons_of(trap, random.Random(SEED)):
 # first, the pencil things, or the habit "where there is a plate, say fork"?
 
 # %%
-lessons = pocket.encode_lessons(processor, sample_scenes(120 if QUICK else SCENES, part="train"))
+scenes = sample_scenes(120 if QUICK else SCENES, part="train")
+lessons = pocket.encode_conversations(processor, scenes)
 losses = []
 began = time.time()
 pocket.train_supervised(

@@ -307,7 +307,7 @@ def test_an_interrupted_run_goes_on(make, computed, monkeypatch):
 
 def test_a_torn_line_is_computed_again(make, computed, tmp_path):
     make()
-    file = tmp_path / "kept" / "kept.jsonl"
+    file = tmp_path / "kept" / "results.jsonl"
     whole = file.read_text()
     file.write_text(whole[: whole.rindex("}") - 5])
     computed.clear()
@@ -324,7 +324,7 @@ def test_it_is_kept_beside_the_dataset(tmp_path, make, computed):
     pairs().save_to_disk(tmp_path / "pairs")
     stored = load_from_disk(tmp_path / "pairs")
     make(data=stored, folder=None)
-    assert (tmp_path / "pairs" / "reference" / "kept.jsonl").exists()
+    assert (tmp_path / "pairs" / "reference" / "results.jsonl").exists()
     computed.clear()
     make(data=load_from_disk(tmp_path / "pairs"), folder=None, output_dir=tmp_path / "another")
     assert computed == [2, 2, 1]  # of the pairs for evaluation, which are in memory
@@ -333,7 +333,7 @@ def test_it_is_kept_beside_the_dataset(tmp_path, make, computed):
 
 def test_a_dataset_in_memory_is_kept_in_the_output_dir(tmp_path, make):
     make(folder=None, output_dir=tmp_path / "run")
-    assert (tmp_path / "run" / "reference" / "kept.jsonl").exists()
+    assert (tmp_path / "run" / "reference" / "results.jsonl").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, make):

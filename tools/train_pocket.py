@@ -49,7 +49,8 @@ def train(stages=STAGES):
     log = {"stages": stages, "seed": SEED, "loss": [], "measured": []}
     began = time.time()
     for split, count, epochs, lr in stages:
-        lessons = pocket.encode_lessons(processor, sample_scenes(count, split, "train"), SEED)
+        scenes = sample_scenes(count, split, "train")
+        lessons = pocket.encode_conversations(processor, scenes, SEED)
         watch = watcher(model, processor, log, split, 2 * (count // BATCH))
         pocket.train_supervised(model, lessons, epochs, BATCH, lr, SEED, watch)
     log["seconds"] = round(time.time() - began)

@@ -10,7 +10,6 @@ columns of these names that the dataset brings along. A run that is killed goes 
 it stopped.
 """
 
-import json
 from itertools import repeat
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from datasets import Dataset
 from peft import PeftModel
 
 from helpers.pairs.images import PreferenceDataError, image_digest, rows
-from helpers.vlm.batches import Job
-from helpers.vlm.kept import PASSING, digest, kept, model_digest, processor_digest
+from helpers.setup.storage import key_of
+from helpers.vlm.answers import Job, resumable_results
+from helpers.vlm.load import PASSING, model_digest, processor_digest
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's names
 TEXTS = ("prompt", "chosen", "rejected")
@@ -51,7 +51,7 @@ def add_reference_logps(trainer, dataset, folder=None):
     size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_eval_batch_size
     job = Job("reference", [], list(range(len(dataset))), _scorer(trainer, dataset))
     keys = _keys(trainer, dataset)
-    found = kept(job, keys, folder or _beside(trainer, dataset), size)
+    found = resumable_results(job, keys, folder or _beside(trainer, dataset), size)
     logps = torch.tensor(found).reshape(-1, 2)  # also of no pair
     columns = Dataset.from_dict(dict(zip(COLUMNS, logps.T.numpy(), strict=True)))
     return datasets.concatenate_datasets([dataset, columns], axis=1)
@@ -93,7 +93,7 @@ def _keys(trainer, dataset):
     templates = [name for name in TEMPLATED if name in dataset.column_names]
     settings = dataset.select_columns(templates) if templates else repeat({})
     return [
-        digest(json.dumps([*common, _pictures(i, row), *[row[name] for name in TEXTS], given]))
+        key_of(*common, _pictures(i, row), *[row[name] for name in TEXTS], given)
         for i, (row, given) in enumerate(zip(rows(dataset), settings, strict=False))
     ]
 

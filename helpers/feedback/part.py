@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from helpers.setup.hub import first_line
 from helpers.setup.machine import this_machine
-from helpers.vlm.batches import Job, all_results, in_batches
+from helpers.vlm.answers import Job, all_results, in_batches
 from helpers.vlm.load import ModelError
 
 
@@ -103,7 +103,7 @@ class Part:
                 return job.run(rows)
             except torch.cuda.OutOfMemoryError as error:
                 if len(rows) > 1:
-                    raise  # helpers.vlm.batches halves the batch and goes on
+                    raise  # helpers.vlm.answers halves the batch and goes on
                 raise PartError(
                     f"item {items[rows[0]].key}: not enough memory for {self.name}, even for one "
                     f"item at a time: {self.remedy}"

@@ -34,8 +34,7 @@ from helpers.feedback.own_samples import preference_scenes
 from helpers.feedback.pairing import fact_score
 from helpers.vlm import pocket
 from helpers.vlm.answers import answers, yes_no_answers
-from helpers.vlm.kept import model_digest
-from helpers.vlm.load import ModelError
+from helpers.vlm.load import ModelError, model_digest
 from helpers.world.drawings import COLOURS
 from helpers.world.scenes import (
     COUNTS,

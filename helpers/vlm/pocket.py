@@ -8,6 +8,7 @@ the sizes are ours, and the tokenizer's vocabulary, which is the words of the po
 """
 
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,22 +21,15 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from helpers.pairs.messages import turns
-from helpers.vlm import load as models
-from helpers.vlm.answers import answers
+from helpers.vlm.answers import Answer, answers
+from helpers.vlm.load import load as load_checkpoint
+from helpers.world import scenes as world
 from helpers.world.drawings import COLOURS
-from helpers.world.scenes import (
-    COUNTS,
-    DESCRIBE,
-    NEGATIVES,
-    NOUNS,
-    describe,
-    draw,
-    probes,
-)
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "data" / "pocket" / "model"
 
@@ -47,8 +41,8 @@ IMAGE_TOKENS = ("<image>", "<fake_token_around_image>", "<global-img>") + tuple(
 WORDS = sorted(
     set("User Assistant System I see also and Is Are there the to of left Yes No".split())
     | set("What do you an one exactly on in middle right".split())
-    | set(COUNTS) | set(COLOURS) | set(NOUNS)
-    | {noun + "s" for noun in NOUNS}
+    | set(world.COUNTS) | set(COLOURS) | set(world.NOUNS)
+    | {noun + "s" for noun in world.NOUNS}
 )  # fmt: skip
 PUNCTUATION = (".", ",", "?", ":")
 
@@ -67,7 +61,7 @@ INIT = WIDTH**-0.5  # of the language model; transformers' 0.02 leaves so small 
 IMAGE_SEQ_LEN = (PIXELS // PATCH // SHUFFLE) ** 2  # 9 image tokens: one for each place
 
 
-def build_tokenizer():
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, one a punctuation mark; white space only separates."""
     tokens = SPECIAL_TOKENS + IMAGE_TOKENS + PUNCTUATION + tuple(WORDS)
     tokenizer = Tokenizer(
@@ -88,7 +82,7 @@ def build_tokenizer():
     )
 
 
-def build_processor():
+def build_processor() -> Idefics3Processor:
     """SmolVLM's processor class; a picture becomes 48 x 48 pixels and 9 image tokens."""
     image_processor = Idefics3ImageProcessorPil(
         size={"longest_edge": PIXELS},
@@ -105,29 +99,18 @@ def build_processor():
     )
 
 
-def build_model(processor, seed=0):
+def build_model(processor: Idefics3Processor, seed: int = 0) -> Idefics3ForConditionalGeneration:
     """A new, untrained pocket VLM: vision tower, pixel shuffle and projector, Llama decoder."""
     tokenizer = processor.tokenizer
-    ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: getattr(tokenizer, name) for name in names}
+    width = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
     config = Idefics3Config(
-        vision_config={
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": PIXELS,
-            "patch_size": PATCH,
-        },
+        vision_config={**width, "num_hidden_layers": 2, "image_size": PIXELS, "patch_size": PATCH},
         text_config={
             "model_type": "llama",
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
+            **width,
             "num_hidden_layers": 3,
-            "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "vocab_size": len(tokenizer),
             "max_position_embeddings": 256,
@@ -144,78 +127,92 @@ def build_model(processor, seed=0):
     return Idefics3ForConditionalGeneration(config)
 
 
-def load(path=CHECKPOINT):
+def load(
+    path: str | Path = CHECKPOINT,
+) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
     """(model, processor) of the bundled checkpoint, read as any checkpoint from the Hub is.
 
     Raises helpers.vlm.load.ModelError with one sentence when it is missing or corrupt.
     """
-    return models.load(path)
+    return load_checkpoint(path)
 
 
-def save(model, processor, path=CHECKPOINT):
+def save(model: PreTrainedModel, processor: Idefics3Processor, path: str | Path) -> None:
     """Write a checkpoint that `from_pretrained` loads with no custom code."""
     model.save_pretrained(path, safe_serialization=True)
     processor.save_pretrained(path)
 
 
-# --- supervised training -------------------------------------------------------------------
+def captions(
+    model: PreTrainedModel, processor: Idefics3Processor, scenes: Sequence[world.Scene], **settings
+) -> list[Answer]:
+    """Its answer to "What do you see?" about each scene; `settings` as in `answers`."""
+    pictures = [world.draw(scene) for scene in scenes]
+    asked = [world.DESCRIBE] * len(scenes)
+    return answers(model, processor, pictures, asked, **{"batch_size": 256, **settings})
 
 
-def lessons_of(scene, rng, asked=4):
-    """What a scene teaches: its caption, and a few of its probes in one conversation."""
-    questions = rng.sample(probes(scene, rng.choice(NEGATIVES)), asked)
-    return (
-        turns(DESCRIBE, describe(scene)),
-        turns(
-            *(text for probe in questions for text in (probe.question, probe.answer.capitalize()))
-        ),
-    )
+# --- supervised training -------------------------------------------------------------------------
 
 
-def encode_lessons(processor, scenes, seed=0, chunk=200):
-    """All lessons of the scenes as tensors; row i of each is about scene i.
+def conversations(scene: world.Scene, rng: random.Random) -> tuple[list[dict], list[dict]]:
+    """What is taught about a scene: its caption, and four of its probes in one conversation."""
+    asked = rng.sample(world.probes(scene, rng.choice(world.NEGATIVES)), 4)
+    texts = [text for probe in asked for text in (probe.question, probe.answer.capitalize())]
+    return turns(world.DESCRIBE, world.describe(scene)), turns(*texts)
+
+
+def encode_conversations(
+    processor: Idefics3Processor, scenes: Sequence[world.Scene], seed: int = 0
+) -> dict:
+    """The conversations about all scenes as tensors; row i of each is about scene i.
 
     Returns `captions` and `questions`, each (input_ids, labels) of shape (scenes, length), padded
     on the right, labels -100 outside the answers, and `pixel_values` (scenes, 1, 3, 48, 48).
     """
-    rng = random.Random(seed)
-    rows, pixels = ([], []), []
+    rng, chunk = random.Random(seed), 200
+    ids, pixels = {"captions": [], "questions": []}, []
     for start in tqdm(range(0, len(scenes), chunk), desc="drawing", leave=False):
-        part = scenes[start : start + chunk]
-        images = [[draw(scene)] for scene in part]
-        taught = [lessons_of(scene, rng) for scene in part]
-        for kind, lessons in zip(rows, zip(*taught, strict=True), strict=True):
-            text = processor.apply_chat_template(list(lessons), tokenize=False)
+        some = scenes[start : start + chunk]
+        images = [[world.draw(scene)] for scene in some]
+        taught = [conversations(scene, rng) for scene in some]
+        for kind, talks in zip(ids, zip(*taught, strict=True), strict=True):
+            text = processor.apply_chat_template(list(talks), tokenize=False)
             batch = processor(images=images, text=text)
-            kind += [torch.tensor(ids) for ids in batch["input_ids"]]
+            ids[kind] += [torch.tensor(row) for row in batch["input_ids"]]
         pixels += [torch.as_tensor(picture) for picture in batch["pixel_values"]]
-    captions, questions = (_labelled(kind, processor.tokenizer) for kind in rows)
-    return {"captions": captions, "questions": questions, "pixel_values": torch.stack(pixels)}
+    labelled = {kind: _labelled(rows, processor.tokenizer) for kind, rows in ids.items()}
+    return {**labelled, "pixel_values": torch.stack(pixels)}
 
 
 def _labelled(rows, tokenizer):
+    """(input_ids, labels), scored after "Assistant:", up to and with <end_of_utterance>."""
     ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-    return ids, ids.where(_answer_mask(ids, tokenizer), -100)
-
-
-def _answer_mask(ids, tokenizer):
-    """True on the tokens of the answers: after "Assistant:", up to and with <end_of_utterance>."""
     assistant, end = tokenizer.convert_tokens_to_ids(["Assistant", tokenizer.eos_token])
     ends = (ids == end).long()
     turn = ends.cumsum(1) - ends  # 0 for the first question, 1 for its answer, and so on
-    speaker = ids == assistant
-    return (turn % 2 == 1) & ~speaker & ~speaker.roll(1, 1)
+    speaker = (ids == assistant) | (ids == assistant).roll(1, 1)  # "Assistant" and ":"
+    return ids, ids.where((turn % 2 == 1) & ~speaker, -100)
 
 
-def train_supervised(model, lessons, epochs, batch_size=48, lr=1.5e-3, seed=0, log=None):
+def train_supervised(
+    model: PreTrainedModel,
+    lessons: dict,
+    epochs: int,
+    batch_size: int = 48,
+    lr: float = 1.5e-3,
+    seed: int = 0,
+    log: Callable[[int, float], None] | None = None,
+) -> PreTrainedModel:
     """Next-token training on the answers: AdamW, one-cycle learning rate, on the CPU.
 
-    `lessons` from `encode_lessons`. Each step sees captions or questions, in turn: in a mixed batch
-    the many words of the captions would drown the few of the answers. `log(step, loss)` is called
-    after every step. Returns the model. Raises ValueError for fewer than four steps.
+    `lessons` from `encode_conversations`. Each step sees captions or questions, in turn: in a mixed
+    batch the many words of the captions would drown the few of the answers. `log(step, loss)` is
+    called after every step. Returns the model. Raises ValueError for fewer than four steps.
     """
+    pixels = lessons["pixel_values"]
     order = torch.Generator().manual_seed(seed)
-    per_epoch = len(lessons["pixel_values"]) // batch_size
+    per_epoch = len(pixels) // batch_size
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     steps = 2 * epochs * per_epoch
     if steps < 4:
@@ -225,15 +222,13 @@ def train_supervised(model, lessons, epochs, batch_size=48, lr=1.5e-3, seed=0, l
     model.train()
     for step in (progress := tqdm(range(steps), desc="supervised training")):
         if step % (2 * per_epoch) == 0:
-            epoch = torch.randperm(len(lessons["pixel_values"]), generator=order)
+            epoch = torch.randperm(len(pixels), generator=order)
         start = (step // 2) % per_epoch * batch_size
         rows = epoch[start : start + batch_size]
         ids, labels = lessons["questions" if step % 2 else "captions"]
-        length = int((labels[rows] != -100).any(0).nonzero().max()) + 1
+        length = int((labels[rows] != -100).any(0).nonzero().max()) + 1  # no column of padding
         loss = model(
-            input_ids=ids[rows, :length],
-            labels=labels[rows, :length],
-            pixel_values=lessons["pixel_values"][rows],
+            input_ids=ids[rows, :length], labels=labels[rows, :length], pixel_values=pixels[rows]
         ).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -245,13 +240,3 @@ def train_supervised(model, lessons, epochs, batch_size=48, lr=1.5e-3, seed=0, l
         if log:
             log(step, loss.item())
     return model.eval()
-
-
-# --- what it says about scenes -------------------------------------------------------------
-
-
-def captions(model, processor, scenes, **sampling):
-    """Its answer to "What do you see?" about each scene; `sampling` goes to `generate.answers`."""
-    pictures = [draw(scene) for scene in scenes]
-    asked = [DESCRIBE] * len(scenes)
-    return answers(model, processor, pictures, asked, **{"batch_size": 256, **sampling})

@@ -14,6 +14,7 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
+    PreTrainedTokenizerBase,
 )
 
 # SigLIP base, patches of 16 in tiles of 512 pixels: the 256M and the 500M share it.
@@ -56,7 +57,7 @@ PUBLISHED = {
 TILES_ACROSS = 4  # published processors enlarge a picture to four tiles along its longest edge
 
 
-def config(size, **changes):
+def config(size: str, **changes) -> Idefics3Config:
     """The Idefics3Config of "256M", "500M" or "2.2B"; `changes` replace its top-level fields.
 
     The embeddings and the output layer are two matrices in all three. Raises ValueError for an
@@ -69,13 +70,15 @@ def config(size, **changes):
     return Idefics3Config(**{"pad_token_id": 2, **published, "text_config": text, **changes})
 
 
-def shapes(config):
+def shapes(config: Idefics3Config) -> Idefics3ForConditionalGeneration:
     """The model of an Idefics3Config on torch's meta device: every shape, no number, no memory."""
     with torch.device("meta"):
         return Idefics3ForConditionalGeneration(config)
 
 
-def processor(size, tokenizer, chat_template=None):
+def processor(
+    size: str, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+) -> Idefics3Processor:
     """The Idefics3Processor of a size, around any tokenizer that has SmolVLM's image tokens."""
     published = config(size)
     tile = published.vision_config.image_size
@@ -86,18 +89,15 @@ def processor(size, tokenizer, chat_template=None):
         image_std=[0.5] * 3,
     )
     return Idefics3Processor(
-        image_processor,
-        tokenizer,
-        image_seq_len=tile_tokens(published),
-        chat_template=chat_template,
+        image_processor, tokenizer, tile_tokens(published), chat_template=chat_template
     )
 
 
-def patches_across(config):
+def patches_across(config: Idefics3Config) -> int:
     """Patches along one edge of a tile. Where they do not divide it, the rest is cut off."""
     return config.vision_config.image_size // config.vision_config.patch_size
 
 
-def tile_tokens(config):
+def tile_tokens(config: Idefics3Config) -> int:
     """Positions that one tile takes in the prompt, after the pixel shuffle."""
     return (patches_across(config) // config.scale_factor) ** 2
