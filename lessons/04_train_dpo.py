@@ -34,16 +34,15 @@ import torch
 from peft import PeftModel
 from trl import DPOTrainer
 
-from benchmarks import flops
 from helpers.dpo import checkpoints
-from helpers.dpo.timing import step_times
+from helpers.dpo.timing import attended_pairs, step_times, text_flops, vision_flops
 from helpers.dpo.trainer import LiveCurve, SetupError, StopAt, check_setup, dpo_trainer
 from helpers.evaluation.metrics import scene_hallucination
 from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
 from helpers.pairs.load import load_raw
 from helpers.plots.cards import answer_card, pair_cards
-from helpers.plots.curves import training_curves
+from helpers.plots.curves import step_time_bars, training_curves
 from helpers.plots.printing import print_wrapped
 from helpers.setup.tracks import choose
 from helpers.vlm import smolvlm
@@ -188,7 +187,7 @@ batch_of_pairs = pairs.select(range(track.batch_size))
 # %%
 trainers = {"TRL's DPOTrainer": stock, "each picture once": shared}
 times = step_times(trainers, batch_of_pairs)
-_ = step_times(times)
+_ = step_time_bars(times)
 
 # %% [markdown]
 # The tower looks once instead of four times, and the picture is prepared once instead of twice. The
@@ -208,10 +207,8 @@ print(f"one step: {stock_time:.2f} s and {shared_time:.2f} s, {stock_time / shar
 shapes = smolvlm.shapes(smolvlm.config("256M"))  # without weights
 for tiles in (1, 17):
     row = 66 * tiles + 30 + 100  # image tokens and markers, question, answer
-    look, reading = (
-        flops.sight(shapes, tiles),
-        flops.language(shapes, row, flops.looks(0, row), 100),
-    )
+    look = vision_flops(shapes, tiles)
+    reading = text_flops(shapes, row, attended_pairs(0, row), 100)
     print(
         f"{tiles:2} tile(s): a look {look / 1e9:5.0f} GFLOP, a reading {reading / 1e9:4.0f} GFLOP"
     )

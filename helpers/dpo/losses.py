@@ -1,7 +1,7 @@
 """Preference losses as free functions of log-probs; nothing of a trainer in them.
 
 Each loss takes the log-probs of the chosen and the rejected answers under the policy and under
-the reference, all of shape (n,), and returns what it makes of each pair:
+the reference, all of shape (n,), and returns three numbers a pair:
 
     # each of the four is sequence_logps(model(**batch).logits, labels), of helpers.vlm.answers
     losses, chosen_rewards, rejected_rewards = dpo_loss(
@@ -16,15 +16,18 @@ they are for looking. The margin of a pair is its chosen reward minus its reject
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+PerPair = tuple[Tensor, Tensor, Tensor]  # losses, chosen rewards, rejected rewards: each (n,)
 
 
 def dpo_loss(
-    policy_chosen_logps,
-    policy_rejected_logps,
-    reference_chosen_logps,
-    reference_rejected_logps,
-    beta,
-):
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+) -> PerPair:
     """Direct Preference Optimization, equation 7 of arXiv 2305.18290 (TRL: "sigmoid").
 
     Four tensors of log-probs, summed over the answer's tokens, of shape (n,), and beta > 0: the
@@ -43,12 +46,12 @@ def dpo_loss(
 
 
 def ipo_loss(
-    policy_chosen_logps,
-    policy_rejected_logps,
-    reference_chosen_logps,
-    reference_rejected_logps,
-    beta,
-):
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+) -> PerPair:
     """Identity Preference Optimization, equation 17 of arXiv 2310.12036, where beta is tau.
 
     As `dpo_loss`, with one trap: the target 1 / (2 beta) is the same for short and long answers,
@@ -68,12 +71,12 @@ def ipo_loss(
 
 
 def hinge_loss(
-    policy_chosen_logps,
-    policy_rejected_logps,
-    reference_chosen_logps,
-    reference_rejected_logps,
-    beta,
-):
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+) -> PerPair:
     """The hinge of SLiC-HF (arXiv 2305.10425) on DPO's margin, as in arXiv 2309.06657.
 
     As `dpo_loss`, but a pair whose margin has reached 1 stops pulling: its gradient is zero.
@@ -90,12 +93,12 @@ def hinge_loss(
 
 
 def sft_loss(
-    policy_chosen_logps,
-    policy_rejected_logps,
-    reference_chosen_logps,
-    reference_rejected_logps,
-    beta,
-):
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+) -> PerPair:
     """Supervised training on the chosen answers, in the same form: the control.
 
     As `dpo_loss`; the rejected answers, the reference and beta only enter the rewards. TRL's "sft"
@@ -112,12 +115,12 @@ def sft_loss(
 
 
 def _log_ratios(
-    policy_chosen_logps,
-    policy_rejected_logps,
-    reference_chosen_logps,
-    reference_rejected_logps,
-    beta,
-):
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
     """Policy over reference, chosen and rejected. Unequal shapes would broadcast into nonsense."""
     shapes = {
         "policy_chosen_logps": policy_chosen_logps.shape,
