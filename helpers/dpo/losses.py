@@ -41,7 +41,8 @@ def dpo_loss(
         reference_rejected_logps,
         beta,
     )
-    losses = -F.logsigmoid(beta * (chosen - rejected))  # equation 7
+    # logsigmoid and not log(sigmoid): that is -inf where the margin is far below 0.
+    losses = -F.logsigmoid(beta * (chosen - rejected))  # equation 7, (n,)
     return losses, beta * chosen.detach(), beta * rejected.detach()
 
 
@@ -66,7 +67,8 @@ def ipo_loss(
         reference_rejected_logps,
         beta,
     )
-    losses = (chosen - rejected - 1 / (2 * beta)) ** 2  # equation 17
+    # A square: a margin beyond the target is pulled back, where DPO would let it grow.
+    losses = (chosen - rejected - 1 / (2 * beta)) ** 2  # equation 17, (n,)
     return losses, beta * chosen.detach(), beta * rejected.detach()
 
 
@@ -88,7 +90,7 @@ def hinge_loss(
         reference_rejected_logps,
         beta,
     )
-    losses = torch.relu(1 - beta * (chosen - rejected))
+    losses = torch.relu(1 - beta * (chosen - rejected))  # (n,)
     return losses, beta * chosen.detach(), beta * rejected.detach()
 
 
@@ -111,6 +113,7 @@ def sft_loss(
         reference_rejected_logps,
         beta,
     )
+    # Minus the log-prob is cross entropy, summed over the answer's tokens.
     return -policy_chosen_logps, beta * chosen.detach(), beta * rejected.detach()
 
 
@@ -121,7 +124,8 @@ def _log_ratios(
     reference_rejected_logps: Tensor,
     beta: float,
 ) -> tuple[Tensor, Tensor]:
-    """Policy over reference, chosen and rejected. Unequal shapes would broadcast into nonsense."""
+    """log(policy / reference) of chosen and rejected, in nats, (n,) each."""
+    # Unequal shapes would broadcast: (n,) with (n, 1) gives n x n losses, and a mean of nonsense.
     shapes = {
         "policy_chosen_logps": policy_chosen_logps.shape,
         "policy_rejected_logps": policy_rejected_logps.shape,
@@ -131,7 +135,7 @@ def _log_ratios(
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"the four log-probs must have one shape, one number a pair: {found}.")
-    if not beta > 0:
+    if not beta > 0:  # also for NaN
         raise ValueError(f"beta is {beta}: it must be above 0 (0.1 is usual).")
     chosen = policy_chosen_logps - reference_chosen_logps
     return chosen, policy_rejected_logps - reference_rejected_logps

@@ -120,7 +120,7 @@ class SharedImageDPOTrainer(DPOTrainer):
         if isinstance(after, Exception):
             return f"the first pairs end in {type(after).__name__}: {after}"
         whole = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
-        rounding = 1e-4 if whole else 1e-2
+        rounding = 1e-4 if whole else 1e-2  # nats; a wrong picture moves an answer by far more
         if not torch.allclose(before, after, rounding, 10 * rounding, equal_nan=True):
             return "the first pairs come out with other log-probs"
         return None
@@ -174,13 +174,14 @@ class SharedImageDPOTrainer(DPOTrainer):
         if self.unshared or "pixel_values" not in inputs:
             return inputs
         base = backbone(self.accelerator.unwrap_model(self.model))
+        # What this kind of model needs besides pixels: masks of padding, grids, sizes.
         taken = set(inspect.signature(base.get_image_features).parameters) & set(inputs)
         with torch.no_grad(), self.accelerator.autocast():  # which `model` only enters by itself
             features = base.get_image_features(**{k: inputs[k] for k in taken}, return_dict=True)
         rest = {k: v for k, v in inputs.items() if not k.startswith("pixel_")}
         if self.share_prompt:
             prompt = (inputs["attention_mask"] - inputs["completion_mask"]).sum(1)
-            rest["prompt_tokens"] = prompt[: len(prompt) // 2]
+            rest["prompt_tokens"] = prompt[: len(prompt) // 2]  # (N,)
             return {**rest, "mm_encoder_outputs": {"image": features}}
         # What is left beside the pixels, such as Qwen's `image_grid_thw`, also places the tokens.
         rest |= {k: torch.cat([rest[k]] * 2) for k in taken & set(rest)}
@@ -273,12 +274,12 @@ class _OnceAPair:
     def __call__(self, text, images=None, **settings):
         if images is None:
             return self.processor(text=text, **settings)
-        half = len(text) // 2
+        half = len(text) // 2  # N of 2N
         assert text[:half] == text[half:], "TRL's collator no longer gives the prompts twice"
         batch = self.processor(images=images[:half], text=text[:half], **settings)
         for name in self.per_token:
             if name in batch:
-                batch[name] = torch.cat([batch[name]] * 2)
+                batch[name] = torch.cat([batch[name]] * 2)  # (2N, prompt tokens)
         return batch
 
 

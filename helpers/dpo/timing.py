@@ -90,13 +90,14 @@ def vision_flops(model: nn.Module, tiles: int) -> int:
 
     `model`: with or without an adapter on its language model.
     """
-    vision, patches = model.config.vision_config, patches_across(model.config) ** 2
+    vision, patches = model.config.vision_config, patches_across(model.config) ** 2  # of a tile
     layers, connector = [], []
     for name, module in model.named_modules():
         if ".vision_model." in f".{name}." and isinstance(module, (nn.Linear, nn.Conv2d)):
             layers.append(module)
         elif ".connector." in f".{name}." and isinstance(module, nn.Linear):
             connector.append(module)
+    # Two products, scores and weighted values, of two operations each.
     attention = 4 * patches**2 * vision.hidden_size * vision.num_hidden_layers
     project = linear_flops(connector, tile_tokens(model.config))
     return tiles * (linear_flops(layers, patches) + attention + project)
