@@ -224,6 +224,22 @@ def test_the_line_in_the_message_gives_the_old_run_up(build, stopped):
     assert again.state.global_step == 4
 
 
+def test_a_run_killed_while_it_saves_its_adapter_leaves_no_record_beside_it(build, finished):
+    other = build(beta=0.2)
+    save = other.save_model
+
+    def killed(folder, *more, **named):
+        save(folder, *more, **named)
+        if folder.endswith("adapter"):
+            raise KeyboardInterrupt
+
+    other.save_model = killed
+    with pytest.raises(KeyboardInterrupt):
+        train(other)
+    with pytest.raises(CheckpointError, match="unfinished run of something else"):
+        trained(build())  # and not the adapter, half of which may be the other run's
+
+
 class Interrupt(TrainerCallback):
     """The learner's stop button, once."""
 
