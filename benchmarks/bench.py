@@ -28,7 +28,6 @@ from benchmarks.report import lines_of, publish
 OUT, KEPT = ROOT / "benchmarks", ROOT / "runs" / "bench"
 STEP = (
     "benchmarks/dpo_step.py", "benchmarks/rehearsal.py", "helpers/dpo/shared_images.py",
-    "helpers/dpo/collators.py", "helpers/dpo/image_path.py",
     "helpers/dpo/shared_prompt.py", "helpers/dpo/reference_cache.py", "helpers/dpo/trainer.py",
     "helpers/vlm/load.py", "helpers/vlm/smolvlm.py",
 )  # fmt: skip
@@ -63,7 +62,7 @@ def collators():
     return [
         Case(
             f"collator_{name}", f"Collator, {name.replace('_', ' ')}", collator.build,
-            {**settings, **tiles}, ("benchmarks/collator.py", "helpers/dpo/collators.py"),
+            {**settings, **tiles}, ("benchmarks/collator.py", "helpers/dpo/shared_images.py"),
             rounds=9, seconds=2, unit="a pair",
         )
         for name, tiles in TILES.items()

@@ -13,7 +13,7 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from benchmarks.rehearsal import photograph_pairs
 from benchmarks.side_by_side import Contest, Side
-from helpers.dpo.collators import EachImageOnce
+from helpers.dpo.shared_images import EachImageOnce
 from helpers.vlm import pocket, smolvlm
 from helpers.vlm.load import limit_edge
 

@@ -22,10 +22,14 @@ most) is not taken off. tests/test_benchmarks.py counts the same with torch's Fl
 
 from dataclasses import dataclass
 
-from torch import nn
-
+from helpers.dpo.timing import (
+    attended_pairs,
+    attention_flops,
+    linear_flops,
+    text_flops,
+    vision_flops,
+)
 from helpers.vlm.memory import text_linears
-from helpers.vlm.smolvlm import patches_across, tile_tokens
 
 
 @dataclass(frozen=True)
@@ -46,76 +50,52 @@ def dpo_pair(model, pair, rank, cached=False):
 
     `model` is an Idefics3 model, on the meta device or not, without the adapter.
     """
-    read, looked, scored = seen(pair)
-    base = language(model, read, looked, scored)
-    policy = base + adapter(model, read, rank)
-    back = language_backward(model, read, looked, scored) + adapter_backward(model, read, rank)
-    return sight(model, pair.tiles) + policy + back + (0 if cached else base)
+    tokens, attended, predicted = distinct(pair)
+    base = text_flops(model, tokens, attended, predicted)
+    policy = base + adapter(model, tokens, rank)
+    back = text_backward(model, tokens, attended, predicted) + adapter_backward(model, tokens, rank)
+    return vision_flops(model, pair.tiles) + policy + back + (0 if cached else base)
 
 
 def answer(model, tiles, prompt, tokens):
     """FLOP of one greedy answer of `tokens` tokens, nothing read twice (a key-value cache)."""
     read = prompt + tokens - 1
-    return sight(model, tiles) + language(model, read, looks(0, read), tokens)
+    text = text_flops(model, read, attended_pairs(0, read), tokens)
+    return vision_flops(model, tiles) + text
 
 
-def seen(pair):
-    """(tokens read, pairs of tokens that attend, tokens predicted) of a Pair, the prompt once."""
+def distinct(pair):
+    """(tokens read, (query, key) pairs, tokens predicted) of a Pair, the prompt once."""
     answers = pair.chosen - 1, pair.rejected - 1
-    looked = looks(0, pair.prompt) + sum(looks(pair.prompt, length) for length in answers)
+    attended = attended_pairs(0, pair.prompt)
+    attended += sum(attended_pairs(pair.prompt, length) for length in answers)
     # The last token of the prompt predicts the first of both answers.
-    return pair.prompt + sum(answers), looked, 1 + sum(answers)
-
-
-def looks(before, tokens):
-    """Pairs of tokens that attend: each of `tokens` looks at itself and at all before it."""
-    return tokens * before + tokens * (tokens + 1) // 2
+    return pair.prompt + sum(answers), attended, 1 + sum(answers)
 
 
 # --- the parts -----------------------------------------------------------------------------
 
 
-def sight(model, tiles):
-    """Vision tower and connector, forward, for tiles: attention there looks in both directions."""
-    vision, patches = model.config.vision_config, patches_across(model.config) ** 2
-    layers = parts(model, "vision_model", (nn.Linear, nn.Conv2d))
-    attention = 4 * patches**2 * vision.hidden_size * vision.num_hidden_layers
-    connector = linear(parts(model, "connector", nn.Linear), tile_tokens(model.config))
-    return tiles * (linear(layers, patches) + attention + connector)
-
-
-def language(model, read, looked, scored):
-    """Text model and output layer, forward, the adapter off."""
-    layers = linear(text_linears(model), read) + linear([model.get_output_embeddings()], scored)
-    return layers + attention(model, looked)
-
-
-def language_backward(model, read, looked, scored):
+def text_backward(model, tokens, attended, predicted):
     """Gradients of the activations through the frozen text model: one product for each forward one.
 
     Attention takes four for its two. The first layer's queries, keys and values need none: below
     them are the embeddings, which are frozen.
     """
-    layers = linear(inner(model), read) + linear([model.get_output_embeddings()], scored)
-    return layers + 2 * attention(model, looked)
+    output = linear_flops([model.get_output_embeddings()], predicted)
+    return linear_flops(inner(model), tokens) + output + 2 * attention_flops(model, attended)
 
 
-def attention(model, looked):
-    """Scores and weighted values, forward, in all layers of the text model."""
-    text = model.config.get_text_config()
-    return 4 * looked * text.num_attention_heads * text.head_dim * text.num_hidden_layers
-
-
-def adapter(model, read, rank):
+def adapter(model, tokens, rank):
     """Both products of LoRA beside every linear layer of the text model (arXiv 2106.09685)."""
-    return sum(2 * read * rank * (x.in_features + x.out_features) for x in text_linears(model))
+    return sum(2 * tokens * rank * (x.in_features + x.out_features) for x in text_linears(model))
 
 
-def adapter_backward(model, read, rank):
+def adapter_backward(model, tokens, rank):
     """The gradients of both its matrices, of what is between them, and of its input."""
-    inputs = sum(2 * read * rank * layer.in_features for layer in inner(model))
-    both = sum(2 * read * rank * (x.in_features + 2 * x.out_features) for x in text_linears(model))
-    return both + inputs
+    inputs = sum(2 * tokens * rank * layer.in_features for layer in inner(model))
+    sizes = sum(x.in_features + 2 * x.out_features for x in text_linears(model))
+    return 2 * tokens * rank * sizes + inputs
 
 
 def inner(model):
@@ -123,13 +103,3 @@ def inner(model):
     first = tuple(f".layers.0.self_attn.{name}_proj" for name in "qkv")
     names = {id(module): name for name, module in model.named_modules()}
     return [x for x in text_linears(model) if not names[id(x)].endswith(first)]
-
-
-def linear(layers, positions):
-    """Each weight is multiplied and added once for each position."""
-    return sum(2 * positions * layer.weight.numel() for layer in layers)
-
-
-def parts(model, where, kind):
-    found = [(f".{name}.", module) for name, module in model.named_modules()]
-    return [module for name, module in found if f".{where}." in name and isinstance(module, kind)]

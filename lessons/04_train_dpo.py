@@ -34,9 +34,8 @@ import torch
 from peft import PeftModel
 from trl import DPOTrainer
 
-from benchmarks import flops
 from helpers.dpo import checkpoints
-from helpers.dpo.timing import step_times
+from helpers.dpo.timing import attended_pairs, step_times, text_flops, vision_flops
 from helpers.dpo.trainer import LiveCurve, SetupError, StopAt, check_setup, dpo_trainer
 from helpers.evaluation.metrics import scene_hallucination
 from helpers.pairs.check import require_sound
@@ -207,10 +206,8 @@ print(f"one step: {stock_time:.2f} s and {shared_time:.2f} s, {stock_time / shar
 shapes = smolvlm.shapes(smolvlm.config("256M"))  # without weights
 for tiles in (1, 17):
     row = 66 * tiles + 30 + 100  # image tokens and markers, question, answer
-    look, reading = (
-        flops.sight(shapes, tiles),
-        flops.language(shapes, row, flops.looks(0, row), 100),
-    )
+    look = vision_flops(shapes, tiles)
+    reading = text_flops(shapes, row, attended_pairs(0, row), 100)
     print(
         f"{tiles:2} tile(s): a look {look / 1e9:5.0f} GFLOP, a reading {reading / 1e9:4.0f} GFLOP"
     )

@@ -34,8 +34,7 @@ from IPython.display import Markdown
 from tqdm.auto import tqdm
 
 from helpers.dpo import checkpoints
-from helpers.dpo.modelcard import Data, Measured, adapter_card, settings_of
-from helpers.dpo.publish import push_adapter
+from helpers.dpo.publish import Data, Measured, adapter_card, push_adapter, settings_of
 from helpers.dpo.trainer import dpo_trainer
 from helpers.evaluation import intervals, metrics
 from helpers.evaluation.controls import swapped

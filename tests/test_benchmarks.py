@@ -26,6 +26,7 @@ from benchmarks import (
 from benchmarks.flops import Pair
 from benchmarks.records import Case, Record, code, identity
 from benchmarks.side_by_side import Contest, Side, one_round, seconds, spread, times_as_fast
+from helpers.dpo.timing import text_flops, vision_flops
 from helpers.pairs.messages import turns
 from helpers.vlm import smolvlm
 from helpers.vlm.load import lora_config
@@ -118,7 +119,7 @@ def test_the_work_of_a_picture_is_what_torch_counts(untrained, shapes):
     size = untrained.config.vision_config.image_size
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         untrained.model.get_image_features(torch.rand(1, 2, 3, size, size), return_dict=True)
-    assert counted.get_total_flops() == flops.sight(shapes, 2)
+    assert counted.get_total_flops() == vision_flops(shapes, 2)
 
 
 def test_the_work_of_a_step_is_what_torch_counts(untrained, shapes):
@@ -126,7 +127,7 @@ def test_the_work_of_a_step_is_what_torch_counts(untrained, shapes):
     untrained.set_attn_implementation("eager")
     policy = get_peft_model(untrained, lora_config(untrained, rank=4))
     model = policy.get_base_model()
-    read, _, scored = flops.seen(PAIR)
+    read, _, scored = flops.distinct(PAIR)
     tokens = torch.randn(1, read, model.config.text_config.hidden_size)
 
     def forward():
@@ -136,14 +137,14 @@ def test_the_work_of_a_step_is_what_torch_counts(untrained, shapes):
     with FlopCounterMode(display=False) as counted:
         forward().backward()
     looked = read * read
-    least = flops.language(shapes, read, looked, scored) + flops.adapter(shapes, read, 4)
-    least += flops.language_backward(shapes, read, looked, scored)
+    least = text_flops(shapes, read, looked, scored) + flops.adapter(shapes, read, 4)
+    least += flops.text_backward(shapes, read, looked, scored)
     least += flops.adapter_backward(shapes, read, 4)
     assert counted.get_total_flops() == least
 
     with FlopCounterMode(display=False) as reference, torch.no_grad(), policy.disable_adapter():
         forward()
-    assert reference.get_total_flops() == flops.language(shapes, read, looked, scored)
+    assert reference.get_total_flops() == text_flops(shapes, read, looked, scored)
 
 
 def test_a_pair_reads_its_prompt_once_and_looks_back_only():
@@ -156,21 +157,21 @@ def test_a_pair_reads_its_prompt_once_and_looks_back_only():
             looked |= {(token, earlier) for earlier in tokens[: i + 1]}
             if tokens[i + 1][0] == side:
                 scored.add(token)
-    assert flops.seen(PAIR) == (len(read), len(looked), len(scored))
+    assert flops.distinct(PAIR) == (len(read), len(looked), len(scored))
 
 
 def test_a_cached_reference_and_a_shared_picture_are_not_counted(shapes):
     whole = flops.dpo_pair(shapes, PAIR, rank=4)
-    assert whole - flops.dpo_pair(shapes, PAIR, 4, cached=True) == flops.language(
-        shapes, *flops.seen(PAIR)
+    assert whole - flops.dpo_pair(shapes, PAIR, 4, cached=True) == text_flops(
+        shapes, *flops.distinct(PAIR)
     )
-    assert whole - flops.dpo_pair(shapes, replace(PAIR, tiles=0), 4) == flops.sight(shapes, 1)
+    assert whole - flops.dpo_pair(shapes, replace(PAIR, tiles=0), 4) == vision_flops(shapes, 1)
 
 
 def test_an_answer_reads_all_but_its_last_token(shapes):
     first, longer = (flops.answer(shapes, 1, 7, tokens) for tokens in (1, 2))
-    assert first == flops.sight(shapes, 1) + flops.language(shapes, 7, 28, 1)
-    assert longer - first == flops.language(shapes, 1, 8, 1)
+    assert first == vision_flops(shapes, 1) + text_flops(shapes, 7, 28, 1)
+    assert longer - first == text_flops(shapes, 1, 8, 1)
 
 
 # --- what is compared ----------------------------------------------------------------------

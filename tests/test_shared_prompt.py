@@ -1,4 +1,4 @@
-"""Packed pairs: the layout against a slow check, what sees what, and training equal to rounding."""
+"""Packed pairs: the layout and the mask against a slow check, and training equal to rounding."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ from peft import PromptTuningConfig
 from transformers import LlamaConfig, LlamaModel
 from trl import DPOTrainer
 
-from helpers.dpo.image_path import backbone
-from helpers.dpo.shared_images import SharedImageDPOTrainer
+from helpers.dpo.shared_images import SharedImageDPOTrainer, backbone
 from helpers.dpo.shared_prompt import packing, shared_prompts, why_not_packed
 from tests.vlms import assert_same, build, follow, pairs, trainer
 
@@ -50,15 +49,15 @@ def test_the_layout_agrees_with_a_slow_check(lengths, extra):
         assert row[:total] == chosen + rejected[p:]
         assert plan.position[pair, :total].tolist() == [*range(p + c), *range(p, p + r)]
         for query in range(total):
-            part = chosen if query < p + c else rejected
-            before = part[: part.index(row[query]) + 1]  # in its own row: itself and what precedes
-            seen = [row[key] for key in range(total) if plan.mask[pair, 0, query, key]]
-            assert seen == before
+            own = chosen if query < p + c else rejected
+            before = own[: own.index(row[query]) + 1]  # in its own row: itself and what precedes
+            attended = [row[key] for key in range(total) if plan.mask[pair, 0, query, key]]
+            assert attended == before
         for unpacked, where in ((chosen, pair), (rejected, pair + count)):
             back = [row[place] for place in plan.out_of[where, : len(unpacked)].tolist()]
             assert back == unpacked
     assert plan.out_of.shape == ids.shape
-    assert plan.mask.any(-1).all()  # a query that sees nothing would be NaN
+    assert plan.mask.any(-1).all()  # a query that attends to nothing would be NaN
 
 
 def test_the_padding_of_a_packed_row_is_no_picture():
@@ -91,22 +90,6 @@ def test_hidden_states_are_those_of_the_rows(text_model):
     assert "forward" not in vars(text_model)
 
 
-def test_the_rejected_answer_never_sees_the_chosen(text_model):
-    ids, mask, prompts = rows_of([(5, 3, 4)])
-    changed = ids.clone()
-    changed[0, 5:8] = 60
-
-    def hidden(tokens):
-        with torch.no_grad(), shared_prompts(text_model):
-            return text_model(
-                input_ids=tokens, attention_mask=mask, prompt_tokens=prompts
-            ).last_hidden_state
-
-    before, after = hidden(ids), hidden(changed)
-    torch.testing.assert_close(before[1, :9], after[1, :9])
-    assert not torch.allclose(before[0, 5:8], after[0, 5:8], atol=1e-2)
-
-
 # --- in the trainer ----------------------------------------------------------------------------
 
 
@@ -115,14 +98,17 @@ def test_the_rejected_answer_never_sees_the_chosen(text_model):
     [
         ("idefics3", {"activation_checkpointing": True}),
         ("smolvlm", {}),
-        ("llava", {"activation_checkpointing": True}),
         ("llava", {"data": pairs((0,)), "per_device_train_batch_size": 1}),
-        ("llava", {"max_length": 50, "data": pairs((0, 1, 3, 4))}),
+        (
+            "llava",
+            {"max_length": 50, "data": pairs((0, 1, 3, 4)), "activation_checkpointing": True},
+        ),
         ("pocket", {"precompute_ref_log_probs": True}),
     ],
-    ids=["idefics3", "smolvlm", "llava", "one pair", "cut answers", "pocket, cached reference"],
+    ids=["idefics3", "smolvlm", "one pair", "cut answers", "pocket, cached reference"],
 )
 def test_training_is_the_same_to_rounding(kind, settings):
+    settings = {"max_steps": 2, **settings}
     ours = follow(trainer(SharedImageDPOTrainer, kind, sharing=PACKED, **settings))
     assert ours.trainer.share_prompt
     stock = {name: value for name, value in settings.items() if "precompute" not in name}
@@ -149,33 +135,33 @@ def test_a_prompt_is_read_once_a_pair():
     assert [tuple(shape[:2]) for shape in read] == [(2, longest)] * 2
 
 
+def attend_eagerly(model):
+    model.set_attn_implementation("eager")
+
+
+def prompt_tuning(model):
+    return PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3)
+
+
+COMPILED = {"torch_compile": True, "torch_compile_backend": "eager"}
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "reason"),
     [
         ("qwen", {}, "qwen2_5_vl is not among idefics3, smolvlm, llava"),
-        (
-            "llava",
-            {"prepare": lambda model: model.set_attn_implementation("eager")},
-            "eager attention takes no such mask",
-        ),
-        (
-            "llava",
-            {"adapter": lambda model: PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3)},
-            "the adapter puts tokens of its own in front",
-        ),
-        (
-            "llava",
-            {"torch_compile": True, "torch_compile_backend": "eager"},
-            "a compiled model takes no packed rows",
-        ),
+        ("llava", {"prepare": attend_eagerly}, "eager attention takes no such mask"),
+        ("llava", {"adapter": prompt_tuning}, "the adapter puts tokens of its own in front"),
+        ("llava", COMPILED, "a compiled model takes no packed rows"),
     ],
 )
 def test_what_cannot_be_packed_is_said_and_read_apart(kind, settings, reason, caplog):
     settings = {"max_steps": 1, **settings}
-    ours = follow(trainer(SharedImageDPOTrainer, kind, sharing=PACKED, **settings))
-    assert not ours.trainer.share_prompt
+    ours = trainer(SharedImageDPOTrainer, kind, sharing=PACKED, **settings)
+    assert not ours.share_prompt
     assert f"read apart: {reason}" in caplog.text
-    assert_same(follow(trainer(DPOTrainer, kind, **settings)), ours)
+    if not ours.args.torch_compile:  # which takes a minute, and is the stock trainer's own
+        assert_same(follow(trainer(DPOTrainer, kind, **settings)), follow(ours))
 
 
 def test_a_model_with_a_sliding_window_is_refused():

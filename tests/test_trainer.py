@@ -5,31 +5,19 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from datasets import Dataset
 from trl import DPOTrainer
 
 from helpers.dpo import trainer
-from helpers.pairs.messages import turns
+from helpers.pairs.format import to_conversational
+from helpers.pairs.load import load_raw
 from helpers.setup.tracks import choose
 from helpers.vlm import pocket
 from helpers.vlm.load import lora_config
-from helpers.world import scenes as world
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    rows = []
-    for scene in world.sample_scenes(12, part="preference"):
-        truth = world.describe(scene)
-        rows.append(
-            {
-                "images": [world.draw(scene)],
-                "prompt": turns(world.DESCRIBE),
-                "chosen": turns("", truth)[1:],
-                "rejected": turns("", truth.replace("a ", "two "))[1:],
-            }
-        )
-    return Dataset.from_list(rows)
+    return to_conversational(load_raw(choose("pocket"), "train", 12))
 
 
 @pytest.fixture
@@ -56,16 +44,20 @@ def test_a_sound_setup_starts_at_ln_2_with_margin_0(build):
     assert measured["margin"] == pytest.approx(0, abs=1e-5)
     assert measured["image_effect"] > 0 and measured["trainable"] > 0
     assert trained.state.log_history == []  # the check leaves no trace in the training curve
+    names = [n for n, p in trained.model.named_parameters() if p.requires_grad]
+    assert names and all("text_model" in n and "lora" in n for n in names)
 
 
-def test_a_cut_answer_is_named(build):
-    with pytest.raises(trainer.SetupError, match="answer of pair 0 is cut .*max_length=None"):
-        trainer.check_setup(build(max_length=30))
-
-
-def test_an_answer_cut_away_whole_is_named(build):
-    with pytest.raises(trainer.SetupError, match="chosen answer of pair 0 has no token left"):
-        trainer.check_setup(build(max_length=23))
+@pytest.mark.parametrize(
+    ("max_length", "sentence"),
+    [
+        (30, "answer of pair 0 is cut .*max_length=None"),
+        (23, "chosen answer of pair 0 has no token left"),
+    ],
+)
+def test_a_cut_answer_is_named(build, max_length, sentence):
+    with pytest.raises(trainer.SetupError, match=sentence):
+        trainer.check_setup(build(max_length=max_length))
 
 
 def test_nothing_trainable(build):
@@ -97,11 +89,6 @@ def test_a_reference_that_is_another_model(build, processor):
     wrong = build(adapter=False, ref_model=other)
     with pytest.raises(trainer.SetupError, match="margin before the first step .*not the model"):
         trainer.check_setup(wrong)
-
-
-def test_lora_leaves_the_vision_tower_alone(build):
-    names = [n for n, p in build().model.named_parameters() if p.requires_grad]
-    assert names and all("text_model" in n and "lora" in n for n in names)
 
 
 def test_live_curve_draws_at_every_log_and_leaves_no_figure_open(build, capsys):

@@ -38,20 +38,13 @@ from helpers.vlm.load import lora_config
 from tests import standin
 
 TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
 VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 4,
-}
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 16, "patch_size": 4,
+}  # fmt: skip
 
 # --- models ------------------------------------------------------------------------------------
 
@@ -111,25 +104,18 @@ def qwen():
     processor = _QwenProcessor(image_processor, tokenizer, chat_template=template)
     config = Qwen2_5_VLConfig(
         vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "out_hidden_size": 32,
-            "num_heads": 2,
-            "patch_size": 4,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32,
+            "num_heads": 2, "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1],
         },
         text_config={
-            **TEXT,
-            "vocab_size": len(tokenizer),
+            **TEXT, "vocab_size": len(tokenizer),
             "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
         },
         image_token_id=processor.image_token_id,
         video_token_id=processor.video_token_id,
         vision_start_token_id=tokenizer.convert_tokens_to_ids(start),
         vision_end_token_id=tokenizer.convert_tokens_to_ids(end),
-    )
+    )  # fmt: skip
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
@@ -139,12 +125,8 @@ def tiny_pocket():
 
 
 KINDS = {
-    "idefics3": idefics3,
-    "smolvlm": smolvlm,
-    "llava": llava,
-    "qwen": qwen,
-    "pocket": tiny_pocket,
-}
+    "idefics3": idefics3, "smolvlm": smolvlm, "llava": llava, "qwen": qwen, "pocket": tiny_pocket
+}  # fmt: skip
 
 
 def build(kind):
@@ -170,20 +152,12 @@ def pairs(which=(0, 1, 2, 3, 4)):
     rng = np.random.default_rng(0)
     rows = []
     for sizes, chosen, rejected in ROWS:
-        images = [
-            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            for width, height in sizes
-        ]
+        noise = [rng.integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
+        images = [Image.fromarray(pixels) for pixels in noise]
         prompt = turns("What is in the picture?")
         prompt[0]["content"][:1] = [{"type": "image"} for _ in images]
-        rows.append(
-            {
-                "images": images,
-                "prompt": prompt,
-                "chosen": turns("", chosen)[1:],
-                "rejected": turns("", rejected)[1:],
-            }
-        )
+        answers = {"chosen": turns("", chosen)[1:], "rejected": turns("", rejected)[1:]}
+        rows.append({"images": images, "prompt": prompt, **answers})
     return Dataset.from_list([rows[i] for i in which])
 
 
@@ -213,19 +187,13 @@ def trainer(
     model = prepare(model) or model
     data = pairs() if data is None else data
     settings = {
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 3,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 3,
-        "logging_steps": 1,
+        "per_device_train_batch_size": 2, "per_device_eval_batch_size": 3,
+        "gradient_accumulation_steps": 2, "max_steps": 3, "logging_steps": 1,
         # The second step has other weights, by as much as the first step's gradients: Adam would
         # turn the sign of a gradient that is nothing but rounding into a step of full size.
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        "optim": "sgd", "learning_rate": 1.0, "save_strategy": "no", "disable_tqdm": True,
         **changes,
-    }
+    }  # fmt: skip
     torch.manual_seed(0)
     made = trainer_class(
         model,

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from helpers.dpo.modelcard import Data, dataset_card
 from helpers.dpo.publish import (
+    Data,
     PublishError,
+    dataset_card,
     push_pairs,
     require_login,
     require_ours,
@@ -126,7 +127,7 @@ def main(arguments=None):
         write_pairs({"train": train, "test": test}, options.out, card)
         print(f"{len(train)} pairs for training and {len(test)} for testing are in {options.out}")
         if options.push:
-            print(push_pairs(options.out, options.push, card, private=not options.public))
+            print(push_pairs(options.out, options.push, private=not options.public))
     except (PreferenceDataError, PublishError, ValueError, OSError) as error:
         sys.exit(f"Stopped: {error}")
 

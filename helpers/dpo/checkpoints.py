@@ -8,20 +8,24 @@ While a run is unfinished its folder holds `run.json` (what it is a run of) and 
 checkpoints. When it is finished, the folder holds the adapter, and the checkpoints are gone.
 """
 
-import hashlib
 import json
 import re
 import shutil
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises for a damaged file; nothing is unpickled
+from typing import Any
 
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.trainer_utils import TrainOutput
+from trl import DPOTrainer
 
 from helpers.pairs.images import digests_of, rows
-from helpers.setup.storage import check_writable
+from helpers.setup.storage import check_writable, key_of, write_whole
+from helpers.vlm.kept import processor_digest
 
 ADAPTER, RECORD = "adapter", "run.json"
 
@@ -33,8 +37,6 @@ DECISIVE = (
     "loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type", "use_weighting",
     "max_length", "seed", "data_seed", "bf16", "fp16",
 )  # fmt: skip
-
-
 UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError)
 
 
@@ -42,35 +44,37 @@ class CheckpointError(ValueError):
     """A run cannot be kept, or cannot be gone on with; the message says what to do."""
 
 
-def train(trainer):
+def train(trainer: DPOTrainer) -> TrainOutput:
     """Train to the end; returns the TrainOutput. The adapter is then in output_dir/adapter.
 
     Goes on from the last whole checkpoint in output_dir: the order of the pairs, the optimiser and
     the random states are restored, so that the losses are those of an uninterrupted run. Called
     again with the same trainer, as by a cell that runs again, it starts from the weights of the
-    first call and not from those that it has trained. Raises CheckpointError before the first step
-    if the folder cannot hold the checkpoints, or holds an unfinished run of other settings, data
-    or weights.
+    first call and not from those that it has trained. Raises before the first step: StorageError
+    if the folder cannot hold the checkpoints, CheckpointError if it holds an unfinished run of
+    other settings, data or weights.
     """
     _restore_starting_weights(trainer)
     folder = Path(trainer.args.output_dir)
-    check_writable(folder, (1 + _kept(trainer.args)) * checkpoint_bytes(trainer.model))
+    saved = trainer.args.save_total_limit or 10  # without a limit, ten are a fair guess
+    check_writable(folder, (1 + saved) * checkpoint_bytes(trainer.model))
     identity, last = run_identity(trainer), last_checkpoint(folder)
     if last:
         _require_same_run(folder, identity)
         print(f"going on from {last.name}")
-    _write(folder / RECORD, json.dumps(identity, indent=1))
+    record = json.dumps(identity, indent=1).encode()
+    write_whole(folder / RECORD, record)
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.state.global_step >= trainer.state.max_steps:  # else it was stopped on purpose
-        record = folder / ADAPTER / RECORD
-        record.unlink(missing_ok=True)  # of an earlier adapter: written again when all is there
+        finished = folder / ADAPTER / RECORD
+        finished.unlink(missing_ok=True)  # of an earlier adapter: written when all is there
         trainer.save_model(str(folder / ADAPTER))
-        _write(record, json.dumps(identity, indent=1))
+        write_whole(finished, record)
         _remove_checkpoints(folder)
     return result
 
 
-def trained(trainer):
+def trained(trainer: DPOTrainer) -> nn.Module:
     """The trained model, ready for evaluation: from the adapter of a finished run of the same
     settings, data and weights if output_dir has one, else as `train` makes it."""
     _restore_starting_weights(trainer)
@@ -82,14 +86,14 @@ def trained(trainer):
     return trainer.model.eval()
 
 
-def give_up(folder):
+def give_up(folder: str | Path) -> None:
     """Remove the checkpoints and the record of an unfinished run; a finished adapter stays."""
     _remove_checkpoints(folder)
     Path(folder, RECORD).unlink(missing_ok=True)
 
 
 def _remove_checkpoints(folder):
-    for checkpoint in _checkpoints(folder):
+    for checkpoint in checkpoints_in(folder):
         shutil.rmtree(checkpoint)
 
 
@@ -105,10 +109,13 @@ def _restore_starting_weights(trainer):
     trainer.optimizer = trainer.lr_scheduler = None
 
 
-def last_checkpoint(folder):
+# --- checkpoints on disk -------------------------------------------------------------------
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint that was written to its end, or None. A torn one is named and passed
     over: a process that is killed while it saves leaves one behind."""
-    for checkpoint in _checkpoints(folder):
+    for checkpoint in checkpoints_in(folder):
         try:
             state = (checkpoint / "trainer_state.json").read_text(encoding="utf-8")
             if "global_step" not in json.loads(state):
@@ -124,50 +131,44 @@ def last_checkpoint(folder):
     return None
 
 
-def _checkpoints(folder):
-    """Newest first; whatever else lies in the folder is left alone."""
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """Folders named checkpoint-N, largest N first; whatever else lies there is left alone."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", p.name), p) for p in Path(folder).glob("*")]
     real = [(int(m[1]), p) for m, p in found if m and p.is_dir() and not p.is_symlink()]
     return [path for _, path in sorted(real, reverse=True)]
 
 
-def run_identity(trainer):
-    """What this is a run of, as a JSON object: settings, pairs and frozen weights."""
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Bytes of one checkpoint: adapter, AdamW's two moments, and the processor's files."""
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return 3 * trainable + 10_000_000
+
+
+# --- what it is a run of -------------------------------------------------------------------
+
+
+def run_identity(trainer: DPOTrainer) -> dict[str, Any]:
+    """What this is a run of, as a JSON object: settings, inputs, pairs and frozen weights."""
     values = {name: getattr(trainer.args, name, None) for name in DECISIVE}
+    pairs = [
+        [digests_of(row), row["prompt"], row["chosen"], row["rejected"]]
+        for row in rows(trainer.train_dataset)
+    ]
+    # Two models differ in all their tensors, so the first 64 numbers of each tell them apart.
+    frozen = [
+        [name, weight.detach().flatten()[:64].float().tolist()]
+        for name, weight in trainer.model.named_parameters()
+        if not weight.requires_grad
+    ]
     adapter = trainer.model.peft_config["default"]
     return {
-        **{name: getattr(value, "value", value) for name, value in values.items()},
+        **{name: getattr(value, "value", value) for name, value in values.items()},  # of an Enum
         "lora_rank": adapter.r,
         "lora_alpha": adapter.lora_alpha,
-        "inputs": inputs_digest(trainer.processing_class),
-        "pairs": pairs_digest(trainer.train_dataset),
-        "weights": weights_digest(trainer.model),
+        "inputs": processor_digest(trainer.processing_class),
+        "pairs": key_of(pairs),
+        "weights": key_of(frozen),
     }
-
-
-def inputs_digest(processor):
-    """A fingerprint of how a row becomes input: picture sizes and tiles, chat template."""
-    settings = processor.image_processor.to_json_string() + str(processor.chat_template)
-    return hashlib.sha256(settings.encode()).hexdigest()[:16]
-
-
-def pairs_digest(dataset):
-    """A fingerprint of conversational pairs, in their order: texts and image bytes."""
-    digest = hashlib.sha256()
-    for row in rows(dataset):
-        content = [digests_of(row), row["prompt"], row["chosen"], row["rejected"]]
-        digest.update(json.dumps(content, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def weights_digest(model):
-    """A fingerprint of the frozen weights: the first 64 numbers of each tensor."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        if not weight.requires_grad:
-            sample = weight.detach().flatten()[:64].float().cpu()
-            digest.update(name.encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _require_same_run(folder, identity):
@@ -178,7 +179,7 @@ def _require_same_run(folder, identity):
         raise CheckpointError(
             f"{folder} holds an unfinished run of something else ({changed}): choose another "
             "folder, or give that run up by running this line, then train again:\n"
-            f"from helpers import checkpoints; checkpoints.give_up({str(folder)!r})"
+            f"from helpers.dpo import checkpoints; checkpoints.give_up({str(folder)!r})"
         )
 
 
@@ -187,22 +188,3 @@ def _record(folder):
         return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-# --- room for it ---------------------------------------------------------------------------
-
-
-def checkpoint_bytes(model):
-    """Bytes of one checkpoint: adapter, AdamW's two moments, and the processor's files."""
-    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return 3 * trainable + 10_000_000
-
-
-def _kept(args):
-    return args.save_total_limit or 10  # without a limit, ten are a fair guess
-
-
-def _write(path, text):
-    """Whole or not at all, also when the process is killed."""
-    path.with_suffix(".new").write_text(text, encoding="utf-8")
-    path.with_suffix(".new").replace(path)

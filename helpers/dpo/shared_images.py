@@ -1,10 +1,10 @@
-"""TRL's DPOTrainer, looking at each picture once a pair: the same numbers, several times as fast.
+"""TRL's DPOTrainer, encoding each picture once a pair: the same numbers, several times as fast.
 
     trainer = SharedImageDPOTrainer(model, args=config, train_dataset=pairs, ...)   # as DPOTrainer
 
 The stock trainer sends a picture through the processor twice (chosen, rejected) and through the
 vision tower four times (policy and reference), and with checkpointing makes and back-propagates the
-frozen tower once more. But what a frozen tower sees is the same every time. Here a picture is
+frozen tower once more. But a frozen tower gives the same features every time. Here a picture is
 processed once, encoded once without a graph, and its features are given to all four passes through
 `mm_encoder_outputs`, which transformers' models take since version 5. `docs/upstream.md` has the
 stock path's waste with a reproduction of each; `tests/test_shared_images.py` the equality.
@@ -13,9 +13,12 @@ stock path's waste with a reproduction of each; `tests/test_shared_images.py` th
 import copy
 import inspect
 import random
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from types import MethodType
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -23,13 +26,14 @@ import torch
 import trl.trainer.utils
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils import logging
 from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-from helpers.dpo.collators import EachImageOnce, WithReference
-from helpers.dpo.image_path import backbone, sees_otherwise, why_not
-from helpers.dpo.reference_cache import COLUMNS as REFERENCE
-from helpers.dpo.reference_cache import add_reference_logps, reference_logps
+from helpers.dpo.reference_cache import COLUMNS, add_reference_logps, reference_logps
 from helpers.dpo.shared_prompt import shared_prompts, why_not_packed
 from helpers.pairs.images import column_names
 
@@ -55,7 +59,7 @@ class SharedImageDPOTrainer(DPOTrainer):
     the model allows it (helpers.dpo.shared_prompt).
     """
 
-    unshared = None  # why pictures are not shared, in words
+    unshared: str | None = None  # why pictures are not shared, in words
     share_prompt = False
 
     def __init__(self, *positional, reference_folder=None, share_prompt=False, **named):
@@ -66,12 +70,12 @@ class SharedImageDPOTrainer(DPOTrainer):
             given["args"].precompute_ref_log_probs = False
         super().__init__(**given)
         self.args.precompute_ref_log_probs |= cached
-        hook_once(backbone(self.model, whole=True))
+        hook_once(without_adapters(self.model))
 
         self._stock_collator = self.data_collator
         if self._is_vision_dataset:
             self.unshared = "not tried yet"
-            if reason := why_not(self) or self._tried(self._share_pictures):
+            if reason := why_not_shared(self) or self._tried(self._share_pictures):
                 self._unshare(reason)
             if share_prompt:
                 self._share_prompts()
@@ -116,7 +120,7 @@ class SharedImageDPOTrainer(DPOTrainer):
         if isinstance(after, Exception):
             return f"the first pairs end in {type(after).__name__}: {after}"
         whole = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
-        rounding = 1e-4 if whole else 1e-2
+        rounding = 1e-4 if whole else 1e-2  # nats; a wrong picture moves an answer by far more
         if not torch.allclose(before, after, rounding, 10 * rounding, equal_nan=True):
             return "the first pairs come out with other log-probs"
         return None
@@ -126,10 +130,10 @@ class SharedImageDPOTrainer(DPOTrainer):
         pairs, count = [], min(2, self.args.per_device_train_batch_size)
         with same_randomness_after():
             for pair in islice(self.train_dataset, 100):
-                pairs = sorted([*pairs, pair], key=_has_no_picture)[:count]
-                if len(pairs) == count and not any(map(_has_no_picture, pairs)):
+                pairs.append(pair)
+                if sum(map(_has_picture, pairs)) == count:
                     break
-        return pairs
+        return sorted(pairs, key=_has_picture, reverse=True)[:count]
 
     def _logps(self, pairs):
         try:
@@ -139,7 +143,7 @@ class SharedImageDPOTrainer(DPOTrainer):
 
     def train(self, *positional, **named):
         shared = self._is_vision_dataset and not self.unshared
-        if shared and (reason := sees_otherwise(self)):  # changed since the trainer was built
+        if shared and (reason := features_differ(self)):  # changed since the trainer was built
             self._unshare(reason)
         return super().train(*positional, **named)
 
@@ -157,22 +161,27 @@ class SharedImageDPOTrainer(DPOTrainer):
             stack.enter_context(only_scored_positions())
             if self.share_prompt:
                 models = {self.accelerator.unwrap_model(model), self.ref_model or self.model}
-                for eye in {backbone(one) for one in models}:
-                    stack.enter_context(shared_prompts(eye))
+                for base in {backbone(one) for one in models}:
+                    stack.enter_context(shared_prompts(base))
             yield
 
-    def encoded(self, inputs):
-        """A batch with features where it had pictures, for chosen and rejected both."""
+    def encoded(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch with features where it had pictures, for chosen and rejected both.
+
+        In: 2N rows of tokens and N pairs' pictures, as `EachImageOnce` makes them. Out:
+        `mm_encoder_outputs` in place of `pixel_values`, with features for 2N rows (N packed ones).
+        """
         if self.unshared or "pixel_values" not in inputs:
             return inputs
-        eye = backbone(self.accelerator.unwrap_model(self.model))
-        taken = set(inspect.signature(eye.get_image_features).parameters) & set(inputs)
+        base = backbone(self.accelerator.unwrap_model(self.model))
+        # What this kind of model needs besides pixels: masks of padding, grids, sizes.
+        taken = set(inspect.signature(base.get_image_features).parameters) & set(inputs)
         with torch.no_grad(), self.accelerator.autocast():  # which `model` only enters by itself
-            features = eye.get_image_features(**{k: inputs[k] for k in taken}, return_dict=True)
+            features = base.get_image_features(**{k: inputs[k] for k in taken}, return_dict=True)
         rest = {k: v for k, v in inputs.items() if not k.startswith("pixel_")}
         if self.share_prompt:
             prompt = (inputs["attention_mask"] - inputs["completion_mask"]).sum(1)
-            rest["prompt_tokens"] = prompt[: len(prompt) // 2]
+            rest["prompt_tokens"] = prompt[: len(prompt) // 2]  # (N,)
             return {**rest, "mm_encoder_outputs": {"image": features}}
         # What is left beside the pixels, such as Qwen's `image_grid_thw`, also places the tokens.
         rest |= {k: torch.cat([rest[k]] * 2) for k in taken & set(rest)}
@@ -185,11 +194,11 @@ class SharedImageDPOTrainer(DPOTrainer):
         self.reference_folder = folder
         self.data_collator = WithReference(self.data_collator)
         self.train_dataset = self._with_reference(self.train_dataset)
-        parts = self.eval_dataset
-        if isinstance(parts, dict):
-            self.eval_dataset = {name: self._with_reference(part) for name, part in parts.items()}
+        sets = self.eval_dataset
+        if isinstance(sets, dict):
+            self.eval_dataset = {name: self._with_reference(one) for name, one in sets.items()}
         else:
-            self.eval_dataset = self._with_reference(parts)
+            self.eval_dataset = self._with_reference(sets)
 
     def _with_reference(self, dataset):
         """Not `None`, nor the name of one that was there from the beginning."""
@@ -206,23 +215,11 @@ class SharedImageDPOTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [c for c in REFERENCE if c not in self._signature_columns]
+        self._signature_columns += [c for c in COLUMNS if c not in self._signature_columns]
 
 
-def _has_no_picture(pair):
-    return not (pair.get("image") or pair.get("images"))
-
-
-@contextmanager
-def same_randomness_after():
-    """What is drawn within does not move what is drawn afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+def _has_picture(pair):
+    return bool(pair.get("image") or pair.get("images"))
 
 
 def _cache_wanted(config, dataset):
@@ -236,6 +233,145 @@ def _cache_wanted(config, dataset):
     return bool({"image", "images"} & set(column_names(dataset)))
 
 
+@contextmanager
+def same_randomness_after() -> Iterator[None]:
+    """Random numbers drawn within do not change those that are drawn afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+# --- batches -------------------------------------------------------------------------------
+
+
+class EachImageOnce(DataCollatorForVisionPreference):
+    """TRL's collator, with each prompt and its pictures processed once and not once an answer.
+
+    `input_ids` and masks are TRL's: (2N, L) for N pairs, the chosen first. What is made of
+    pictures, such as `pixel_values`, has one entry a pair.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        once = replace(self, processor=_OnceAPair(self.processor))
+        return DataCollatorForVisionPreference.torch_call(once, examples)
+
+
+class _OnceAPair:
+    """A processor for TRL's collator, which gives it all prompts twice."""
+
+    per_token = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __getattr__(self, name):
+        return getattr(self.processor, name)
+
+    def __call__(self, text, images=None, **settings):
+        if images is None:
+            return self.processor(text=text, **settings)
+        half = len(text) // 2  # N of 2N
+        assert text[:half] == text[half:], "TRL's collator no longer gives the prompts twice"
+        batch = self.processor(images=images[:half], text=text[:half], **settings)
+        for name in self.per_token:
+            if name in batch:
+                batch[name] = torch.cat([batch[name]] * 2)  # (2N, prompt tokens)
+        return batch
+
+
+@dataclass
+class WithReference:
+    """Any collator, with the columns of helpers.dpo.reference_cache passed on as float32 (N,)."""
+
+    collator: Callable
+
+    def __call__(self, examples):
+        found = [name for name in COLUMNS if name in examples[0]]
+        columns = {name: torch.tensor([example[name] for example in examples]) for name in found}
+        return {**self.collator(examples), **columns}
+
+
+# --- may the pictures be shared? -----------------------------------------------------------
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The model below PEFT's wrapper, with its output layer."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """Vision tower, connector and text model, without adapters' wrapper and output layer."""
+    return without_adapters(model).base_model
+
+
+def why_not_shared(trainer: DPOTrainer) -> str | None:
+    """The reason why this trainer's pictures cannot be shared, in words, or None."""
+    base = backbone(trainer.model)
+    if type(trainer.data_collator) is not DataCollatorForVisionPreference:
+        return "the data_collator is your own"
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return "the weights may be sharded"
+    forward = inspect.signature(type(base).forward).parameters
+    if not hasattr(base, "get_image_features") or "mm_encoder_outputs" not in forward:
+        return f"{type(base).__name__} does not take encoded pictures (`mm_encoder_outputs`)"
+    if base.get_decoder() is base:
+        return f"the language model of {type(base).__name__} cannot be told from its vision tower"
+    return features_differ(trainer)
+
+
+def features_differ(trainer: DPOTrainer) -> str | None:
+    """Why a picture's features may differ between the four passes of a step, in words, or None."""
+    base = backbone(trainer.model)
+    for name, module in image_path(base):
+        if reason := _changes(module):
+            return f"{name or type(module).__name__} {reason}"
+    if trainer.ref_model is not None:
+        mine, theirs = _image_weights(base), _image_weights(backbone(trainer.ref_model))
+        if mine.keys() != theirs.keys() or not all(
+            weight.dtype == theirs[name].dtype and torch.equal(weight, theirs[name])
+            for name, weight in mine.items()
+        ):
+            return "ref_model encodes pictures with other weights than the policy"
+    return None
+
+
+def image_path(base: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, module) of all that a picture goes through before the language model.
+
+    `base` itself is among them: LLaVA-NeXT's `image_newline` is a weight of its own.
+    """
+    text = set(base.get_decoder().modules())
+    return [(name, module) for name, module in base.named_modules() if module not in text]
+
+
+def _image_weights(base):
+    return {
+        f"{name}.{key}": weight
+        for name, module in image_path(base)
+        for key, weight in module.named_parameters(recurse=False)
+    }
+
+
+def _changes(module):
+    """Why `module` may not compute the same for chosen and rejected, policy and reference."""
+    if any(weight.requires_grad for weight in module.parameters(recurse=False)):
+        return "is trained: freeze it, or give LoRA a regular expression for the language model"
+    if isinstance(module, BaseTunerLayer):
+        return "has an adapter, which the reference has not"
+    if isinstance(module, _BatchNorm):
+        return "is a batch norm, which depends on the other pictures"
+    # Modules that call F.dropout keep the rate as a number, which disable_dropout does not change.
+    rates = [rate for name, rate in vars(module).items() if "drop" in name]
+    rates += [module.p] if isinstance(module, nn.Dropout) else []
+    if any(isinstance(rate, float) and rate > 0 for rate in rates):
+        return "drops out at random"
+    return None
+
+
 # --- the model -----------------------------------------------------------------------------
 
 
@@ -243,7 +379,7 @@ def twice(features):
     """What `get_image_features` gave, for all pictures and then for all of them once more."""
 
     def repeat(one):
-        return torch.cat([one, one]) if isinstance(one, torch.Tensor) else [*one, *one]
+        return torch.cat([one, one]) if isinstance(one, Tensor) else [*one, *one]
 
     fields = {"pooler_output": repeat(features.pooler_output)}
     if features.get("deepstack_features") is not None:  # a list of layers
@@ -252,7 +388,7 @@ def twice(features):
 
 
 @contextmanager
-def only_scored_positions():
+def only_scored_positions() -> Iterator[None]:
     """Logits for completion tokens alone, on every device.
 
     TRL's head does so where it has a Triton kernel; elsewhere it projects every position to the
@@ -263,7 +399,7 @@ def only_scored_positions():
         yield
 
 
-def hook_once(model):
+def hook_once(model: nn.Module) -> None:
     """Make `enable_input_require_grads` take back its earlier hooks before it sets new ones.
 
     TRL switches checkpointing off and on in every step, and each time one more hook stayed on every

@@ -6,16 +6,22 @@ trainer.train()
 """
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from datasets import Dataset
 from IPython.display import display
-from transformers import PrinterCallback, TrainerCallback
+from torch import nn
+from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 
 from helpers.dpo.shared_images import SharedImageDPOTrainer
 from helpers.setup.storage import check_writable
+from helpers.setup.tracks import Track
 from helpers.vlm.load import lora_config
 
 TOLERANCE = 1e-3  # nats; policy and reference are the same weights at step 0
@@ -25,7 +31,7 @@ class SetupError(ValueError):
     """Training would run but not do what was meant; the message says what to change."""
 
 
-def dpo_config(track, output_dir, **changes):
+def dpo_config(track: Track, output_dir: str | Path, **changes: Any) -> DPOConfig:
     """TRL's DPOConfig for a track, with what differs from TRL's defaults; `changes` win.
 
     max_length=None: TRL would cut long rows at 1024 tokens, and one SmolVLM picture can take 1088.
@@ -52,20 +58,21 @@ def dpo_config(track, output_dir, **changes):
 
 
 def dpo_trainer(
-    model,
-    processor,
-    pairs,
-    track,
-    output_dir,
-    callbacks=None,
-    trainer_class=SharedImageDPOTrainer,
-    **changes,
-):
+    model: nn.Module,
+    processor: ProcessorMixin,
+    pairs: Dataset,
+    track: Track,
+    output_dir: str | Path,
+    callbacks: list[TrainerCallback] | None = None,
+    trainer_class: Callable[..., DPOTrainer] = SharedImageDPOTrainer,
+    **changes: Any,
+) -> DPOTrainer:
     """A DPO trainer with a new LoRA adapter on `model`; `changes` go to `dpo_config`.
 
     `pairs`: a dataset in conversational form. `trainer_class`: TRL's own is `DPOTrainer`; ours
-    computes the same and looks at each picture once a pair. The reference is the same model with
-    the adapter off, so there is none to pass; the adapter's first weights depend on the seed.
+    computes the same and encodes each picture once a pair. The reference is the same model with the
+    adapter off, so there is none to pass; the adapter's first weights depend on the seed. Raises
+    StorageError if `output_dir` cannot be written.
     """
     config = dpo_config(track, output_dir, **changes)
     check_writable(config.output_dir)  # before the trainer makes it on a Drive that is not mounted
@@ -83,7 +90,7 @@ def dpo_trainer(
     return trainer
 
 
-def keep_adapter_in_float32(model):
+def keep_adapter_in_float32(model: nn.Module) -> None:
     """Make what is trained float32, whatever the base is held in; `model` is changed in place.
 
     TRL makes the adapter of a 4-bit base bfloat16. The scaler of fp16 training has no bfloat16, and
@@ -97,7 +104,7 @@ def keep_adapter_in_float32(model):
 # --- checks at step 0 ----------------------------------------------------------------------
 
 
-def check_setup(trainer, rows=8):
+def check_setup(trainer: DPOTrainer, rows: int = 8) -> dict[str, float]:
     """Checks a DPOTrainer on a few pairs before its first step; returns what was measured.
 
     Raises SetupError when nothing is trainable or fp16 training could not step it, when an answer
@@ -150,9 +157,11 @@ def _check_images(trainer, batch):
         raise SetupError("the first pairs have no picture: shuffle them, or check their `images`")
     # Not 0: Idefics3 takes a tile of zeros for padding. And what is padding has to stay it.
     grey = 0.5 * (batch["pixel_values"] != 0).to(batch["pixel_values"].dtype)
-    views = batch, {**batch, "pixel_values": grey}
-    seen, blind = (torch.cat(trainer.compute_ref_log_probs(trainer.model, one)) for one in views)
-    effect = (seen - blind).abs().mean().item()
+    logps, without = (
+        torch.cat(trainer.compute_ref_log_probs(trainer.model, one))  # (2N,)
+        for one in (batch, {**batch, "pixel_values": grey})
+    )
+    effect = (logps - without).abs().mean().item()
     if effect < 1e-6:
         raise SetupError(
             "blanking the pictures changes nothing: the model does not see them; pass the "
@@ -191,7 +200,7 @@ def _check_reference(trainer, pairs):
 class LiveCurve(TrainerCallback):
     """Shows `draw(log_history)`, which returns axes, in the notebook and renews it at every log."""
 
-    def __init__(self, draw):
+    def __init__(self, draw: Callable[[list[dict]], list[plt.Axes]]):
         self.draw = draw
         self.shown = None
 
@@ -212,7 +221,7 @@ class LiveCurve(TrainerCallback):
 class StopAt(TrainerCallback):
     """Ends training after a step, as a lost connection would; for practising to resume."""
 
-    def __init__(self, step):
+    def __init__(self, step: int):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
