@@ -26,7 +26,7 @@ from benchmarks import (
 from benchmarks.flops import Pair
 from benchmarks.records import Case, Record, code, identity
 from benchmarks.side_by_side import Contest, Side, one_round, seconds, spread, times_as_fast
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.vlm import smolvlm
 from helpers.vlm.load import lora_config
 from tests.contests import breaks, builds, dies

@@ -18,10 +18,10 @@ from PIL import ImageDraw
 from benchmarks import formatting as benchmark
 from helpers.pairs import format as formatting
 from helpers.pairs.check import check_pairs
-from helpers.pairs.format import CONVERSATIONAL, to_conversational
-from helpers.pairs.images import PreferenceDataError, rows
+from helpers.pairs.format import CONVERSATIONAL, conversation, to_conversational
+from helpers.pairs.images import rows
 from helpers.pairs.load import load, save, split_by_image
-from helpers.pairs.messages import conversation
+from helpers.setup.storage import PreferenceDataError
 
 TEXTS = ("question", "chosen", "rejected")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.vlm import answers as generate
 from helpers.vlm.load import load
 from helpers.world.scenes import probes, sample_scene

@@ -16,10 +16,10 @@ from PIL import Image as PILImage
 
 from helpers.pairs import load as preferences
 from helpers.pairs.check import check_pairs, require_sound
-from helpers.pairs.format import to_conversational
-from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError, rows
+from helpers.pairs.format import CONVERSATIONAL, conversation, to_conversational
+from helpers.pairs.images import RAW_COLUMNS, rows
 from helpers.pairs.load import split_by_image, word_diff
-from helpers.pairs.messages import conversation
+from helpers.setup.storage import PreferenceDataError
 from helpers.vlm import pocket
 from helpers.world.scenes import DESCRIBE, draw, sample_scene, sample_scenes
 
@@ -402,7 +402,7 @@ def test_max_length_is_exact(processor):
     table = [chat_row(0), chat_row(1, 2), chat_row(2, 0)]
     table[0]["chosen"][0]["content"][0]["text"] += " I see a red ball."
     table[2]["rejected"][0]["content"][0]["text"] += " I see a red ball."
-    dataset = Dataset.from_list(table, features=preferences.CONVERSATIONAL)
+    dataset = Dataset.from_list(table, features=CONVERSATIONAL)
     for i in range(3):
         lengths = DataCollatorForVisionPreference(processor)([dataset[i]])["attention_mask"].sum(1)
         row = dataset.select([i])
@@ -503,7 +503,7 @@ def test_split_follows_images_through_rows_that_have_several():
     images = [{"bytes": jpeg(i), "path": None} for i in range(5)]
     chain = [chat_row(0) | {"images": [images[i], images[i + 1]]} for i in range(4)]
     alone = [chat_row(seed) for seed in range(20, 24)]
-    dataset = Dataset.from_list(chain + alone, features=preferences.CONVERSATIONAL)
+    dataset = Dataset.from_list(chain + alone, features=CONVERSATIONAL)
     for seed in range(6):
         train, test = split_by_image(dataset, 0.3, seed)
         assert not set(stored(train)) & set(stored(test))
@@ -559,7 +559,7 @@ def test_pocket_pairs_are_drawn(pocket_file):
 def test_loading_says_what_it_cannot_do(pocket_file, tmp_path, monkeypatch):
     with pytest.raises(PreferenceDataError, match="5 pairs, not 6"):
         preferences.load_raw(POCKET, count=6)
-    with pytest.raises(ValueError, match="part"):
+    with pytest.raises(ValueError, match="split"):
         preferences.load_raw(POCKET, "validation")
     with pytest.raises(ValueError, match="count"):
         preferences.load_raw(POCKET, count=0)

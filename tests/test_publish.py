@@ -101,7 +101,7 @@ def test_pushed_pairs_come_back_as_they_were(hub, parts):
 
 def test_pushed_pairs_can_be_streamed_by_the_course(hub, parts, tmp_path):
     push_pairs(parts, "me/pairs", dataset_card("me/pairs", DATA, "by image"))
-    pairs = streaming.stream_pairs("me/pairs", "train", 10, folder=tmp_path)
+    pairs = streaming.hub_pairs("me/pairs", "train", 10, folder=tmp_path)
     known = images(parts["train"])
     assert {image["bytes"] for image in (row["image"] for row in rows(pairs))} <= set(known)
 

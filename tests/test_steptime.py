@@ -11,7 +11,7 @@ from helpers.dpo.image_path import backbone
 from helpers.dpo.shared_images import SharedImageDPOTrainer
 from helpers.dpo.timing import PARTS, step_times
 from helpers.dpo.trainer import dpo_trainer
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.setup.tracks import choose
 from helpers.world.scenes import DESCRIBE, describe, draw, sample_scenes
 

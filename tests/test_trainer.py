@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from helpers.dpo import trainer
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.setup.tracks import choose
 from helpers.vlm import pocket
 from helpers.vlm.load import lora_config

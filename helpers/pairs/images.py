@@ -135,29 +135,13 @@ def digests_of(row):
     return [image_digest(image) for image in images] if isinstance(images, list) else []
 
 
-def image_groups(dataset):
-    """{name: rows}: the rows that are connected by images they share, directly or through others.
+def split_position(digest: str, seed: int = 0) -> float:
+    """Where an image stands in the line for the test split, in [0, 1): the first are held out.
 
-    The name is the smallest digest in the group, so it does not hang on the order of the rows. A
-    row without an image is a group of its own.
+    The one rule by which images are split: by their bytes, whatever else is in the dataset.
     """
-    parent, firsts = {}, []
-
-    def root(digest):
-        while parent.setdefault(digest, digest) != digest:
-            digest = parent[digest]
-        return digest
-
-    for i, row in enumerate(rows(dataset)):
-        digests = [digest for digest in digests_of(row) if digest] or [f"row {i}"]
-        for digest in digests:
-            smaller, larger = sorted((root(digests[0]), root(digest)))
-            parent[larger] = smaller
-        firsts.append(digests[0])
-    groups = {}
-    for i, digest in enumerate(firsts):
-        groups.setdefault(root(digest), []).append(i)
-    return groups
+    number = hashlib.sha256(f"{seed}/{digest}".encode()).digest()[:8]
+    return int.from_bytes(number) / 2**64
 
 
 def _bytes_and_path(image):

@@ -13,7 +13,7 @@ import warnings
 
 import torch
 
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.vlm.batches import Job, all_results, longest_first
 
 IGNORED = -100  # the label of a position that is not scored

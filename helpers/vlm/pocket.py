@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.vlm import load as models
 from helpers.vlm.answers import answers
 from helpers.world.drawings import COLOURS
