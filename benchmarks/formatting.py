@@ -33,9 +33,8 @@ from tqdm.auto import tqdm
 
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Contest, Side, one_round, spread, times_as_fast, warm_up
-from helpers.pairs.format import to_conversational
+from helpers.pairs.format import conversation, to_conversational
 from helpers.pairs.load import DATA
-from helpers.pairs.messages import conversation
 
 PHOTOS = DATA / "photos" / "images"
 RESULTS = Path(__file__).parent / "results" / "formatting.json"

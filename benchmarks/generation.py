@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from benchmarks import flops
 from benchmarks.side_by_side import CLOCKS, Contest, Side, processor_name, spread, timed
 from helpers.evaluation.metrics import parse_yes_no
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.vlm import pocket, smolvlm
 from helpers.vlm.answers import answering, answers, yes_no_answers
 from helpers.world import scenes as world

@@ -20,7 +20,7 @@ from trl import DPOTrainer
 
 from benchmarks.side_by_side import allocated
 from helpers.dpo.trainer import dpo_trainer
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.setup.tracks import TRACKS
 from helpers.vlm import pocket, smolvlm
 from helpers.vlm.load import load_policy

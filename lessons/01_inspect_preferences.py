@@ -6,7 +6,7 @@
 # | track | time |
 # |---|---|
 # | pocket | about 20 seconds on 2 CPU cores, measured |
-# | t4, ampere | not measured; the pairs are streamed, so the network decides |
+# | t4, ampere | not measured; a shard of the pairs, under 1 GB, is downloaded once, so the network decides |
 #
 # **You need** lesson 00; no GPU, and no network on the pocket track. **You will have** checks to run
 # on any preference data, and two datasets that you know well.
@@ -38,10 +38,11 @@ from datasets import Image
 
 from helpers.evaluation.intervals import interval, ratio
 from helpers.pairs.check import check_pairs, require_sound
-from helpers.pairs.images import PreferenceDataError, image_digest
+from helpers.pairs.images import image_digest
 from helpers.pairs.load import load_photos, load_raw, split_by_image, word_diff
 from helpers.plots.cards import CHOSEN, REJECTED, pair_cards, print_wrapped
 from helpers.plots.curves import length_histogram
+from helpers.setup.storage import PreferenceDataError
 from helpers.setup.tracks import choose
 from helpers.world.scenes import Scene, describe, grade
 
@@ -58,7 +59,7 @@ for column, value in row.items():
     print(f"{column:15}", getattr(value, "size", value))  # of a picture, its width and height
 
 # %% [markdown]
-# The columns are those of [RLAIF-V](https://huggingface.co/datasets/openbmb/RLAIF-V-Dataset), a large public set that the GPU tracks stream. Training uses `image`, `question`, `chosen` and `rejected`. The others say where a row came from; `origin_split` holds JSON, different in every set.
+# The columns are those of [RLAIF-V](https://huggingface.co/datasets/openbmb/RLAIF-V-Dataset), a large public set of which the GPU tracks download a part. Training uses `image`, `question`, `chosen` and `rejected`. The others say where a row came from; `origin_split` holds JSON, different in every set.
 #
 # A card is easier to judge. Words that differ are coloured. First four photographs, then two pairs of your track. On pocket these are drawings: things in colour, and some in faint pencil.
 

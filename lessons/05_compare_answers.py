@@ -406,7 +406,7 @@ for metric, items in compared.items():
     measured.append(Measured(metric, *means, change.low, change.high, change.n))
 
 # %% [markdown]
-# Then the data, with the revision that was streamed, and the card.
+# Then the data, with the revision that was downloaded, and the card.
 
 # %%
 if track.name == "pocket":

@@ -382,7 +382,7 @@ plt.show()
 #
 # ## Your track's model
 #
-# Now the same questions to the model of your track. On a GPU track these are POPE's own, streamed from
+# Now the same questions to the model of your track. On a GPU track these are POPE's own, downloaded from
 # the Hub, about photographs. On pocket you have seen the answer.
 
 # %%

@@ -48,7 +48,7 @@ class Hub:
         handler = type("HandlerOfThisHub", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.lock = threading.Lock()
+        self.lock, self.waiting = threading.Lock(), threading.Event()
         self.clear()
 
     def __enter__(self):
@@ -60,8 +60,10 @@ class Hub:
         self.server.server_close()
 
     def clear(self):
-        """Forget every repository, failure and request."""
-        self.repos, self.blobs, self.failures, self.requests = {}, {}, [], []
+        """Forget every repository, failure and request; let go of the connections that stall."""
+        self.repos, self.blobs, self.failures, self.requests, self.ranges = {}, {}, [], [], []
+        self.waiting.set()
+        self.waiting = threading.Event()
 
     def add(self, kind, name, files, gated=False, private=False):
         """Commit files to a repository of kind "models" or "datasets", an existing or a new one.
@@ -85,8 +87,9 @@ class Hub:
     def fail(self, part, how, times=1, method="GET"):
         """Make the next `times` requests whose path contains `part` fail.
 
-        `how` is an HTTP status, or "cut": half of the body, then the connection is closed. The
-        libraries try again five times and more: `times=math.inf` is a hub that stays broken.
+        `how` is an HTTP status; "cut": half of the body, then the connection is closed; or "stall":
+        half of the body, then nothing until `clear`. The libraries try again five times and more:
+        `times=math.inf` is a hub that stays broken.
         """
         self.failures.append({"part": part, "how": how, "times": times, "method": method})
 

@@ -97,10 +97,13 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in {"Content-Length": len(data), **(headers or {})}.items():
             self.send_header(key, str(value))
         self.end_headers()
-        if self.failure == "cut":
+        if self.failure in ("cut", "stall"):
             data, self.close_connection = data[: len(data) // 2], True
         if self.command != "HEAD":
             self.wfile.write(data)
+        if self.failure == "stall":
+            self.wfile.flush()
+            self.hub.waiting.wait(30)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -121,6 +124,8 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(kind, name)
         sha, files = self.files(repo, revision)
         answer = {"id": name, "sha": sha, "private": repo.private, "gated": repo.gated, "tags": []}
+        if head := _head(files.get("README.md", b"").decode()):
+            answer["cardData"] = head
         self.reply({**answer, "siblings": [{"rfilename": path} for path in sorted(files)]})
 
     def tree(self, kind, name, revision, folder):
@@ -148,6 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not asked:
             return self.reply(data, 200, headers)
+        self.hub.ranges.append(self.headers["Range"])
         start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
         if start > end:
             raise Refused(416, "Range not satisfiable")
@@ -170,8 +176,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate_card(self):
         """The client reads the card by itself; which licences exist only a hub knows."""
-        head = re.match(r"\s*---\r?\n(.*?)\n---", json.loads(self.body)["content"], re.DOTALL)
-        licence = (yaml.safe_load(head[1]) or {}).get("license", "other") if head else "other"
+        licence = _head(json.loads(self.body)["content"]).get("license", "other")
         if licence not in LICENCES:
             raise Refused(400, f'"license" must be one of {", ".join(LICENCES)}')
         self.reply({"errors": [], "warnings": []})
@@ -233,6 +238,12 @@ class Handler(BaseHTTPRequestHandler):
             del files[value["path"]]
         else:
             raise Refused(400, f"this hub cannot commit a {key}")
+
+
+def _head(card):
+    """The metadata on top of a README.md."""
+    head = re.match(r"\s*---\r?\n(.*?)\n---", card, re.DOTALL)
+    return (yaml.safe_load(head[1]) or {}) if head else {}
 
 
 def _tree(files, folder, recursive):

@@ -27,7 +27,7 @@ from benchmarks.flops import Pair
 from benchmarks.records import Case, Record, code, identity
 from benchmarks.side_by_side import Contest, Side, one_round, seconds, spread, times_as_fast
 from helpers.dpo.timing import text_flops, vision_flops
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.vlm import smolvlm
 from helpers.vlm.load import lora_config
 from tests.contests import breaks, builds, dies

@@ -108,7 +108,7 @@ def test_pushed_pairs_come_back_as_they_were(hub, splits, out, tmp_path):
     for fact in ("0123abc", "24", "by image", "cc-by-nc-4.0"):
         assert fact in loaded.text
     assert HfApi().dataset_info("me/pairs").private
-    streamed = streaming.stream_pairs("me/pairs", "train", 10, folder=tmp_path)  # by the course
+    streamed = streaming.hub_pairs("me/pairs", "train", 10, folder=tmp_path)  # by the course
     assert {row["image"]["bytes"] for row in rows(streamed)} <= set(images(splits["train"]))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.setup.storage import StorageError
 from helpers.vlm import answers as module
 from helpers.vlm import pocket

@@ -16,7 +16,7 @@ from benchmarks import gpu_rehearsal
 from benchmarks.rehearsal import allocated
 from helpers.dpo.shared_images import SharedImageDPOTrainer
 from helpers.dpo.trainer import dpo_config, dpo_trainer
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.setup.machine import Machine
 from helpers.setup.tracks import TRACKS, choose
 from helpers.vlm import memory, pocket, smolvlm

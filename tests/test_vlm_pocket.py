@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.vlm import pocket
 from helpers.world.scenes import DESCRIBE, NEGATIVES, describe, probes, sample_scenes
 

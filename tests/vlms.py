@@ -31,7 +31,7 @@ from transformers import (
 from transformers.processing_utils import ProcessorMixin
 
 from helpers.dpo.trainer import dpo_config
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.setup.tracks import choose
 from helpers.vlm import pocket
 from helpers.vlm.load import lora_config

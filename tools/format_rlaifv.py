@@ -1,6 +1,6 @@
 """RLAIF-V made ready for TRL: load, format, split, save, and push to the Hub under your name.
 
-    python -m tools.format_rlaifv --count 1000               # streamed, to runs/rlaif-v
+    python -m tools.format_rlaifv --count 1000               # of one shard, to runs/rlaif-v
     python -m tools.format_rlaifv --push me/rlaif-v          # all of it, more than 11 GB
 
 TRL has a script for this, examples/datasets/rlaif-v.py. Two things differ here. Images keep their
@@ -27,11 +27,10 @@ from helpers.dpo.publish import (
 )
 from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
-from helpers.pairs.images import PreferenceDataError
 from helpers.pairs.load import split_by_image
-from helpers.pairs.rlaifv import source_of, stream_pairs
-from helpers.pairs.sources import find_source, named
+from helpers.pairs.rlaifv import find_source, hub_pairs, named, source_of
 from helpers.setup.hub import ask
+from helpers.setup.storage import PreferenceDataError
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "openbmb/RLAIF-V-Dataset"
@@ -45,7 +44,7 @@ def parse(arguments):
     )
     add = parser.add_argument
     add("--dataset", default=NAME, help="a Hub dataset or a folder of parquet files, raw columns")
-    add("--count", type=positive, help="only so many pairs, streamed and shuffled (default: all)")
+    add("--count", type=positive, help="only so many pairs, of one shard, shuffled (default: all)")
     add("--seed", type=int, default=0, help="of the shuffle and of the split (default: 0)")
     add("--test-share", type=share, default=0.01, help="share of the rows to hold out (0.01)")
     add("--workers", type=positive, help="processes that format (default: this one)")
@@ -82,8 +81,8 @@ def load(options):
     """The raw pairs and the `Source` they come from."""
     name = options.dataset
     if options.count:
-        pairs = stream_pairs(name, "train", options.count, options.seed)
-        return pairs, source_of(name, options.seed)
+        pairs = hub_pairs(name, "train", options.count, options.seed)
+        return pairs, source_of(name)
     source = find_source(name)
     revision = None if Path(name).is_dir() else source.revision
     pairs = ask(lambda: load_dataset(**named(name), split="train", revision=revision), name)

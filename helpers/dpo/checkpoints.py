@@ -25,7 +25,7 @@ from trl import DPOTrainer
 
 from helpers.pairs.images import digests_of, rows
 from helpers.setup.storage import check_writable, key_of, write_whole
-from helpers.vlm.kept import processor_digest
+from helpers.vlm.load import processor_digest
 
 ADAPTER, RECORD = "adapter", "run.json"
 

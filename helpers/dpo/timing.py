@@ -22,7 +22,7 @@ from torch import nn
 from trl import DPOTrainer
 
 from helpers.dpo.shared_images import backbone
-from helpers.vlm.activations import text_linears
+from helpers.vlm.memory import text_linears
 from helpers.vlm.smolvlm import patches_across, tile_tokens
 
 PARTS = ("prepare", "vision tower", "language model", "head and loss", "backward")

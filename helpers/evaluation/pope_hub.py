@@ -5,28 +5,20 @@
 
 lmms-lab/POPE holds 3 files of 3,000 questions: random, popular and adversarial. All three ask about
 the same 500 photographs in the same order, six questions each, and repeat the picture in every row.
-So the first questions of each need few pictures: blocks of 4 MiB are read until they are there, and
-each picture is kept once, its bytes as they were: on files of this shape 41 MB for 300 questions of
-each kind.
-
-Why not `load_dataset(..., streaming=True)`: `datasets` 5.2 reads 32 MiB at once of each file, also
-for ten pictures (110 MB for the same), and Python can abort at exit when a stream was left early.
+Each file is downloaded whole, once; of its first rows each picture is kept once, its bytes as they
+were. A download that was cut short goes on where it was.
 """
 
 import json
-import shutil
-from functools import partial
 from itertools import chain, islice
 
-import pyarrow
 import pyarrow.parquet
-from huggingface_hub import HfApi, hf_hub_url
-from tqdm.auto import tqdm
+from huggingface_hub import HfApi
 
-from helpers.pairs.images import PreferenceDataError, image_digest
+from helpers.pairs.images import image_digest
 from helpers.pairs.rlaifv import store_of
-from helpers.setup.hub import BLOCK, RemoteFile, ask, ask_range, first_line
-from helpers.setup.storage import write_whole
+from helpers.setup.hub import alone, ask, download, undamaged
+from helpers.setup.storage import PreferenceDataError, write_whole
 from helpers.world.scenes import NEGATIVES as KINDS
 
 NAME = "lmms-lab/POPE"
@@ -40,20 +32,19 @@ def pope_rows(count, name=NAME, folder=None):
     """The first `count` questions of each kind: dicts of image, question, label, kind and group.
 
     image: {"bytes": None, "path": the kept file}; group: the name of the photograph, the same in
-    all kinds. name: a dataset in the form of lmms-lab/POPE. folder: as in `stream_pairs`. The first
+    all kinds. name: a dataset in the form of lmms-lab/POPE. folder: as in `hub_pairs`. The first
     call prints where the data come from; what it read is kept even if it fails, and the next call
     goes on. Raises PreferenceDataError when there are too few, or they cannot be had.
     """
     store = store_of(name, folder=folder)
     kept = {kind: _kept(store, kind) for kind in KINDS}
     if any(len(rows) < count for rows in kept.values()):
-        source = _source(store, name)
-        with tqdm(desc=name, unit="B", unit_scale=True, leave=False) as bar:
+        with alone(store):
+            source = _source(store, name)
             for kind in KINDS:
                 if len(kept[kind]) < count:
-                    kept[kind] = _read(source, kind, count, store, bar.update)
-            size = bar.n / 1e6
-        print(f"{size:.1f} MB read, {len(_pictures(kept))} pictures kept in {store}")
+                    kept[kind] = _read(source, kind, count, store)
+        print(f"{len(_pictures(kept))} pictures kept in {store}")
     rows = [row for kind in KINDS for row in kept[kind][:count]]
     return [row | {"image": {"bytes": None, "path": str(store / row["image"])}} for row in rows]
 
@@ -79,51 +70,40 @@ def _loaded(path):
 
 
 def _source(store, name):
-    """{"name", "revision", "files": {kind: [(path, bytes)]}}; the revision found first stays."""
-    if source := _loaded(store / "source.json"):
+    """{"name", "revision", "files": {kind: [path]}}; the revision found first stays."""
+    if source := _loaded(store / "pope.json"):
         return source
-    api = HfApi()
-    info = ask(lambda: api.dataset_info(name), name)
+    info = ask(lambda: HfApi().dataset_info(name), name)
     found = [file.rfilename for file in info.siblings]
     files = {kind: sorted(f for f in found if f.startswith(f"Full/{kind}-")) for kind in KINDS}
     if missing := [kind for kind in KINDS if not files[kind]]:
         raise PreferenceDataError(
             f"{name} has no file Full/{missing[0]}-*.parquet: choose one in the form of {NAME}"
         )
-    paths = list(chain(*files.values()))
-    asked = partial(api.get_paths_info, name, paths, revision=info.sha, repo_type="dataset")
-    sizes = {file.path: file.size for file in ask(asked, name)}
-    files = {kind: [(path, sizes[path]) for path in files[kind]] for kind in KINDS}
     source = {"name": name, "revision": info.sha, "files": files}
     print(f"{name}, revision {info.sha[:8]} ({LICENCES})")
-    write_whole(store / "source.json", json.dumps(source, indent=1).encode())
+    write_whole(store / "pope.json", json.dumps(source, indent=1).encode())
     return source
 
 
-def _read(source, kind, count, store, on_bytes):
+def _read(source, kind, count, store):
     """Read and keep the first `count` rows of a kind."""
-    blocks = store / "blocks" / kind
-    stream = chain.from_iterable(
-        _rows_of(source, path, size, blocks / str(number), on_bytes)
-        for number, (path, size) in enumerate(source["files"][kind])
-    )
+    stream = chain.from_iterable(_rows_of(source, path, store) for path in source["files"][kind])
     rows = [_row(raw, kind, where, store) for where, raw in islice(stream, count)]
     if len(rows) < count:
         raise PreferenceDataError(
             f"{source['name']} has {len(rows)} {kind} questions, not {count}: ask for fewer"
         )
     write_whole(store / f"{kind}.json", json.dumps(rows, indent=1).encode())
-    shutil.rmtree(blocks, ignore_errors=True)
     return rows
 
 
-def _rows_of(source, path, size, blocks, on_bytes):
-    """("row 7 of Full/..., lmms-lab/POPE", {column: value}) of one file, as the blocks come."""
+def _rows_of(source, path, store):
+    """("row 7 of Full/..., lmms-lab/POPE", {column: value}) of one file."""
     where = f"{path} of {source['name']}"
-    url = hf_hub_url(source["name"], path, repo_type="dataset", revision=source["revision"])
-    file = RemoteFile(partial(ask_range, url, where), size, blocks, on_bytes)
-    try:
-        parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=BLOCK)
+    file = download(source["name"], path, source["revision"], store / "downloads")
+    with undamaged(where, file):
+        parquet = pyarrow.parquet.ParquetFile(file)
         there = parquet.schema_arrow.names
         if missing := [column for column in COLUMNS if column not in there]:
             raise PreferenceDataError(
@@ -133,14 +113,6 @@ def _rows_of(source, path, size, blocks, on_bytes):
         batches = parquet.iter_batches(BATCH, columns=list(COLUMNS), use_threads=False)
         rows = chain.from_iterable(batch.to_pylist() for batch in batches)
         yield from ((f"row {i} of {where}", row) for i, row in enumerate(rows))
-    except PreferenceDataError:
-        raise
-    except (pyarrow.ArrowException, OSError) as error:
-        shutil.rmtree(blocks, ignore_errors=True)  # or the next call would read the damage again
-        raise PreferenceDataError(
-            f"{where} is damaged, or not parquet ({first_line(error)}): run this again to "
-            "fetch it anew"
-        ) from None
 
 
 def _row(raw, kind, where, store):

@@ -1,4 +1,4 @@
-"""Preference pairs: load, format, check, split, save, compare.
+"""Preference pairs: load, split, save, compare.
 
 A pair is a question about an image with an answer that is preferred and one that is not. Raw pairs
 have the columns of RLAIF-V (huggingface.co/datasets/openbmb/RLAIF-V-Dataset); the trainer wants
@@ -9,8 +9,6 @@ conversations. Image bytes stay what they were, from the file to the trainer.
 """
 
 import difflib
-import hashlib
-import io
 import json
 from pathlib import Path
 
@@ -19,9 +17,11 @@ import pyarrow.parquet
 from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
-from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError, image_groups
-from helpers.pairs.rlaifv import stream_pairs
-from helpers.world.scenes import Scene, draw
+from helpers.pairs.images import RAW_COLUMNS, digests_of, rows, split_position
+from helpers.pairs.rlaifv import hub_pairs
+from helpers.setup.storage import PreferenceDataError
+from helpers.setup.tracks import Track
+from helpers.world.scenes import Scene, png
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 POCKET_PAIRS = DATA / "pocket" / "preferences.parquet"
@@ -31,38 +31,45 @@ PHOTO_PAIRS = DATA / "photos" / "preferences.parquet"
 # --- load ------------------------------------------------------------------------------------
 
 
-def load_raw(track, part="train", count=None, *, seed=0, folder=None):
+def load_raw(
+    track: Track,
+    split: str = "train",
+    count: int | None = None,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> Dataset:
     """The pairs of a track in the raw columns, the first `count` of them.
 
     On the pocket track the pictures are drawn from the bundled scenes, and count=None gives all.
-    Elsewhere `track.dataset` is streamed, shuffled by `seed` and kept in `folder`, by default
-    runs/data, so that the next call needs no network; count=None gives as many as the track plans
-    for. A tenth of the images, the same ones always, is kept for part="test".
-    Raises PreferenceDataError if there are too few, or the data cannot be had.
+    Elsewhere a shard of `track.dataset` is downloaded once, shuffled by `seed`, and the pairs are
+    kept in `folder`, by default runs/data, so that the next call needs no network; count=None gives
+    as many as the track plans for. A tenth of the images, the same ones always, is held for
+    split="test". Raises PreferenceDataError if there are too few, or the data cannot be had.
     """
-    if part not in ("train", "test"):
-        raise ValueError(f"unknown part {part!r}: choose 'train' or 'test'")
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}: choose 'train' or 'test'")
     if count is not None and count < 1:
         raise ValueError(f"count={count}: ask for at least one pair, or None")
     if track.name == "pocket":
-        return _load_pocket(part, count)
+        return _load_pocket(split, count)
     if count is None:
-        count = track.train_pairs if part == "train" else track.eval_pairs
-    return stream_pairs(track.dataset, part, count, seed, folder)
+        count = track.train_pairs if split == "train" else track.eval_pairs
+    return hub_pairs(track.dataset, split, count, seed, folder)
 
 
-def load_photos():
+def load_photos() -> Dataset:
     """The bundled photographs with their pairs, in the raw columns."""
     return _dataset(_read_parquet(PHOTO_PAIRS))
 
 
-def _dataset(table):
+def _dataset(table: pyarrow.Table) -> Dataset:
     # Without the schema's metadata: it may tell of other columns than these.
     table = table.select(list(RAW_COLUMNS)).replace_schema_metadata(None)
     return Dataset(table).cast_column("image", Image())
 
 
-def _read_parquet(path):
+def _read_parquet(path: Path) -> pyarrow.Table:
     try:
         return pyarrow.parquet.read_table(path)
     except FileNotFoundError:
@@ -72,46 +79,38 @@ def _read_parquet(path):
     raise PreferenceDataError(f"{path} {reason}: restore it with `git checkout -- data`")
 
 
-def _load_pocket(part, count):
+def _load_pocket(split: str, count: int | None) -> Dataset:
     table = _read_parquet(POCKET_PAIRS)
-    table = table.filter(pyarrow.compute.equal(table["part"], part))
-    _enough(table.num_rows, count, f"{POCKET_PAIRS} has")
-    table = table.slice(0, count)
-    drawn = [
-        {"bytes": _drawing(text, i), "path": None}
-        for i, text in enumerate(tqdm(table["origin_split"].to_pylist(), "draw", leave=False))
-    ]
-    return _dataset(table.append_column("image", pyarrow.array(drawn, Image.pa_type)))
-
-
-def _drawing(origin_split, row):
-    """The PNG of the scene in a pocket pair's `origin_split`."""
-    try:
-        scene = Scene.from_json(json.loads(origin_split)["scene"])
-    except (TypeError, KeyError, ValueError) as error:
+    table = table.filter(pyarrow.compute.equal(table["part"], split))
+    if table.num_rows < (count or 1):
         raise PreferenceDataError(
-            f"row {row} of {POCKET_PAIRS} has no scene in `origin_split` "
-            f"({type(error).__name__}): restore the file with `git checkout -- data`"
-        ) from error
-    file = io.BytesIO()
-    draw(scene).save(file, "PNG")
-    return file.getvalue()
-
-
-def _enough(there, count, who):
-    if there < (count or 1):
-        raise PreferenceDataError(f"{who} {there} pairs, not {count or 'one'}: ask for fewer")
+            f"{POCKET_PAIRS} has {table.num_rows} pairs, not {count or 'one'}: ask for fewer"
+        )
+    table, drawn = table.slice(0, count), []
+    for row, text in enumerate(tqdm(table["origin_split"].to_pylist(), "draw", leave=False)):
+        try:
+            scene = Scene.from_json(json.loads(text)["scene"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise PreferenceDataError(
+                f"row {row} of {POCKET_PAIRS} has no scene in `origin_split` "
+                f"({type(error).__name__}): restore the file with `git checkout -- data`"
+            ) from error
+        drawn.append({"bytes": png(scene), "path": None})
+    return _dataset(table.append_column("image", pyarrow.array(drawn, Image.pa_type)))
 
 
 # --- split, save, compare --------------------------------------------------------------------
 
 
-def split_by_image(dataset, test_share=0.1, seed=0):
+def split_by_image(
+    dataset: Dataset, test_share: float = 0.1, seed: int = 0
+) -> tuple[Dataset, Dataset]:
     """(train, test): no image is on both sides, the same for the same images, share and seed.
 
     Rows that share an image, directly or through others, go together; whole groups go to the test
-    side until it has `test_share` of the rows. Raises ValueError for a share outside (0, 1),
-    PreferenceDataError if a side would be empty or the dataset is a stream.
+    side, in the order of `split_position`, until it has `test_share` of the rows. Raises ValueError
+    for a share outside (0, 1), PreferenceDataError if a side would be empty or the dataset is a
+    stream.
     """
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share}: choose a share between 0 and 1, such as 0.1")
@@ -119,10 +118,9 @@ def split_by_image(dataset, test_share=0.1, seed=0):
         raise PreferenceDataError("a stream cannot be split: load a part of it with load_raw")
     if not {"image", "images"} & set(dataset.column_names):
         raise PreferenceDataError("there is no column `image` or `images` to split by: add it")
-    groups = image_groups(dataset)
-    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    groups = _groups_by_image(dataset)
     wanted, test = max(1, round(test_share * len(dataset))), set()
-    for name in order:
+    for name in sorted(groups, key=lambda name: split_position(name, seed)):
         if len(test) < wanted:
             test |= set(groups[name])
     train = [i for i in range(len(dataset)) if i not in test]
@@ -134,7 +132,33 @@ def split_by_image(dataset, test_share=0.1, seed=0):
     return dataset.select(train), dataset.select(sorted(test))
 
 
-def save(dataset, path):
+def _groups_by_image(dataset: Dataset) -> dict[str, list[int]]:
+    """{name: rows}: the rows that are connected by images they share, directly or through others.
+
+    The name is the smallest digest in the group, so the order of the rows does not change it. A
+    row without an image is a group of its own.
+    """
+    parent: dict[str, str] = {}
+    firsts: list[str] = []
+
+    def root(digest):
+        while parent.setdefault(digest, digest) != digest:
+            digest = parent[digest]
+        return digest
+
+    for i, row in enumerate(rows(dataset)):
+        digests = [digest for digest in digests_of(row) if digest] or [f"row {i}"]
+        for digest in digests:
+            smaller, larger = sorted((root(digests[0]), root(digest)))
+            parent[larger] = smaller
+        firsts.append(digests[0])
+    groups: dict[str, list[int]] = {}
+    for i, digest in enumerate(firsts):
+        groups.setdefault(root(digest), []).append(i)
+    return groups
+
+
+def save(dataset: Dataset, path: str | Path) -> None:
     """Write a dataset to a folder. Raises PreferenceDataError if the folder or disk refuses."""
     try:
         dataset.save_to_disk(path)
@@ -144,7 +168,7 @@ def save(dataset, path):
         ) from error
 
 
-def load(path):
+def load(path: str | Path) -> Dataset:
     """A dataset from a folder that `save` wrote. Raises PreferenceDataError if it cannot."""
     try:
         return Dataset.load_from_disk(path)
@@ -153,7 +177,7 @@ def load(path):
         raise PreferenceDataError(message) from error
 
 
-def word_diff(chosen, rejected):
+def word_diff(chosen: str, rejected: str) -> list[tuple[str, list[str]]]:
     """Where two answers differ: (op, words) in reading order, op "same", "chosen" or "rejected"."""
     left, right = chosen.split(), rejected.split()
     pieces = []

@@ -1,242 +1,307 @@
-"""Real data, streamed and kept: the first pairs of a Hub dataset after a seeded shuffle.
+"""The pairs of a track from the Hub: one shard, downloaded once, and those of its pairs we need.
 
-    pairs = stream_pairs("openbmb/RLAIF-V-Dataset", "train", 1000)   # reads about 1,600 pairs
-    pairs = stream_pairs("openbmb/RLAIF-V-Dataset", "train", 1000)   # no request at all
+    pairs = hub_pairs("openbmb/RLAIF-V-Dataset", "train", 1000)   # downloads a shard, under 1 GB
+    pairs = hub_pairs("openbmb/RLAIF-V-Dataset", "train", 1000)   # no request at all
 
-Rows are read in a fixed order, the shards as the seed shuffles them, and kept as they come. What is
-returned is a shuffle buffer played over the kept rows, so the n-th pair depends on the dataset, its
-revision and the seed, never on how often the connection broke or how many pairs were asked for.
+The seed chooses the shard and shuffles its rows. A tenth of the images, the same ones always, is
+held for the test split. So the n-th pair depends on the dataset, its revision and the seed, never
+on how many were asked for. If a shard is too short, the next one follows.
 
-Why not `load_dataset(..., streaming=True)`: `datasets` 5.2 reads a whole row group before it gives
-the first row, and after a break reads it again. A shard written by pandas is one row group, and
-shards of RLAIF-V have 1 GB. Here `datasets` finds the files and helpers/pairs/shards.py reads them.
+What is published has one of two forms: RLAIF-V's own columns, or conversations (`images` or
+`image`, `prompt`, `chosen`, `rejected`) as HuggingFaceH4/rlaif-v_formatted and trl-lib/rlaif-v have
+them. From these the question is the user's text and the image the only one. A row with several
+images or turns has no raw form: it is an error, never half a row.
 """
 
 import hashlib
 import json
 import random
-import tempfile
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow
-from datasets import Dataset, Features, Value, concatenate_datasets
-from filelock import FileLock, Timeout
-from huggingface_hub import constants
+import pyarrow.compute
+import pyarrow.parquet
+from datasets import Dataset, Features, Image, Value, load_dataset_builder
+from huggingface_hub import DatasetCard, HfApi, constants
 from tqdm.auto import tqdm
 
-from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError, image_digest
-from helpers.pairs.rawform import RAW
-from helpers.pairs.shards import finished, tables
-from helpers.pairs.sources import Source, find_source, fingerprint
-from helpers.setup.storage import write_whole
+from helpers.pairs.images import RAW_COLUMNS, image_digest, missing_columns, split_position
+from helpers.setup.hub import alone, ask, download, undamaged
+from helpers.setup.storage import PreferenceDataError, Store, key_of, write_whole
 
 FOLDER = Path(__file__).resolve().parents[2] / "runs" / "data"
-BUFFER = 500  # rows in the shuffle buffer
-ONE_IN = 10  # this share of the images is for testing
+TEST_SHARE = 0.1  # of the images
+BATCH = 64  # rows in memory at once: some 10 MB of photographs
+RAW = Features({column: Value("string") for column in RAW_COLUMNS} | {"image": Image()})
+KEPT = Features({**RAW, "rank": Value("int64")})  # rank: the place in the shuffled order
 
-KEPT = Features({**RAW, "test": Value("bool")})
+
+# --- where the pairs of a dataset lie ----------------------------------------------------------
 
 
-def stream_pairs(name, part, count, seed=0, folder=None):
-    """The first `count` pairs of part "train" or "test" in the raw columns, as a Dataset.
+@dataclass(frozen=True)
+class Source:
+    """Where pairs come from: a dataset, a commit of it, its licence, its parquet files."""
 
-    name: a dataset on the Hub, or a folder of one, with parquet files: raw as RLAIF-V, or
-    conversations of one question about one image as trl-lib/rlaif-v. Only its "train" split is
-    read: a tenth of the images, by their bytes, are our test part, whatever other splits share.
-    folder: kept pairs go there, by default to runs/data; the images stay on disk, mapped.
-    Raises ValueError for another part or a count below 1, PreferenceDataError with what to do for
-    all else; what was read is kept, and the next call goes on.
+    name: str
+    revision: str
+    licence: str | None
+    files: list[str]
+
+
+def find_source(name: str) -> Source:
+    """Ask the Hub, or look into a local folder, for the parquet files of the split "train".
+
+    Only that split counts: other splits of the rows share images with it, so ours is made from the
+    images. Raises PreferenceDataError if there is no such dataset, or it is not for you.
     """
-    if part not in ("train", "test") or count < 1:
-        raise ValueError(f"part={part!r}, count={count}: ask for 1 or more of 'train' or 'test'")
-    name, store = _full(name), store_of(name, seed, folder)
-    with _alone(store):
-        source = read_source(store, name, seed) or _new_source(store, name, seed)
-        kept = _kept(store)
-        if len(kept.order(part, source)) < count:
-            _read_more(kept, source, store, part, count)
-    if not kept.tests:
-        raise PreferenceDataError(f"the split `train` of {name} holds no pairs: choose another")
-    order = kept.order(part, source)
-    if len(order) < count:
+    if Path(name).is_dir():
+        revision, prefix, card = _fingerprint(Path(name)), "", Path(name, "README.md")
+        about = {}
+        if card.exists():
+            text = card.read_text(encoding="utf-8", errors="replace")
+            about = DatasetCard(text, ignore_metadata_errors=True).data
+        builder = ask(lambda: load_dataset_builder(**named(name)), name)
+    else:
+        info = ask(lambda: HfApi().dataset_info(name), name)
+        revision, about = info.sha, info.card_data or {}
+        builder = ask(lambda: load_dataset_builder(name, revision=revision), name)
+        prefix = f"hf://datasets/{name}@{revision}/"
+    splits = builder.config.data_files or {}
+    if "train" not in splits:
+        there = ", ".join(map(str, splits)) or "none"
         raise PreferenceDataError(
-            f"the {part} part of {name} has {len(order)} pairs, not {count}: ask for fewer"
+            f"{name} has no split `train` (there are: {there}): choose another"
         )
-    rows = concatenate_datasets(kept.pieces).select(order[:count])
-    return rows.select_columns(list(RAW_COLUMNS))
+    files = [path.removeprefix(prefix) for path in splits["train"]]
+    if others := [path for path in files if not path.endswith(".parquet")]:
+        raise PreferenceDataError(f"{others[0]} of {name} is no parquet file: convert the dataset")
+    licence = about.get("license")
+    licence = ", ".join(licence) if isinstance(licence, list) else licence
+    return Source(name, revision, licence, files)
 
 
-def store_of(name, seed=0, folder=None):
-    """The folder that keeps the pairs of a dataset: one for each name, server and seed."""
+def named(name: str) -> dict[str, str]:
+    """Arguments of `datasets.load_dataset`, which takes brackets in a folder for a pattern."""
+    if Path(name).is_dir() and escape(name) != name:
+        return {"path": "parquet", "data_dir": escape(name)}
+    return {"path": name}
+
+
+def _fingerprint(folder: Path) -> str:
+    """Changes with any file of a local dataset."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+# --- the pairs, chosen and kept ----------------------------------------------------------------
+
+
+def hub_pairs(
+    name: str, split: str, count: int, seed: int = 0, folder: str | Path | None = None
+) -> Dataset:
+    """The first `count` pairs of split "train" or "test" in the raw columns, as a Dataset.
+
+    name: a dataset on the Hub, or a folder of one, with parquet files in one of the two forms.
+    folder: downloads and the chosen pairs go there, by default to runs/data; the images stay on
+    disk, mapped. The revision found first stays, until the dataset's folder there is removed.
+    Raises ValueError for another split or a count below 1, PreferenceDataError or StorageError
+    with what to do for all else; what has been downloaded stays, and the next call goes on.
+    """
+    if split not in ("train", "test") or count < 1:
+        raise ValueError(f"split={split!r}, count={count}: ask for 1 or more of 'train' or 'test'")
+    name = _full(name)
+    with alone(store_of(name, folder)):
+        store = Store(store_of(name, folder))
+        source = _known(store, name) or _new_source(store, name)
+        key = key_of(name, source.revision, split, seed)
+        there = store.file(key, "").parent.glob(f"{key}-*.arrow")  # whole, or they would not be
+        kept = {int(file.stem.split("-")[1]): file for file in there}
+        enough = [number for number in kept if number >= count]
+        file = kept[min(enough)] if enough else store.file(key, f"-{count}.arrow")
+        if not enough:
+            _keep(source, store.folder, split, count, seed, file)
+    try:
+        pairs = Dataset.from_file(str(file))
+    except (OSError, ValueError) as error:
+        raise PreferenceDataError(f"{file} is damaged ({error}): remove it") from None
+    order = np.argsort(pairs.data["rank"].to_numpy())[:count]
+    return pairs.select(order).select_columns(list(RAW_COLUMNS))
+
+
+def store_of(name: str, folder: str | Path | None = None) -> Path:
+    """The folder that keeps what is taken of a dataset: one for each name and server."""
     name = _full(name)
     label = name.replace("/", "--")
     if Path(name).is_dir():
-        label = f"{Path(name).name}-{fingerprint(Path(name))[:8]}"
+        label = f"{Path(name).name}-{_fingerprint(Path(name))[:8]}"
     elif constants.ENDPOINT != "https://huggingface.co":
         label += "@" + constants.ENDPOINT.split("://")[-1].replace(":", "-").replace("/", "-")
-    return Path(folder or FOLDER) / label / f"seed-{seed}"
+    return Path(folder or FOLDER, label)
 
 
-def _full(name):
+def _full(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def source_of(name, seed=0, folder=None):
-    """Revision and licence of the pairs that `stream_pairs` has kept: what a card should name."""
-    source = read_source(store_of(name, seed, folder), _full(name), seed)
+def source_of(name: str, folder: str | Path | None = None) -> Source:
+    """Revision and licence of the pairs that `hub_pairs` has kept: what a card should name."""
+    source = _known(Store(store_of(name, folder)), _full(name))
     if source is None:
-        raise PreferenceDataError(f"no pairs of {name} are kept yet: load some with stream_pairs")
+        raise PreferenceDataError(f"no pairs of {name} are kept yet: load some with hub_pairs")
     return source
 
 
-def read_source(store, name, seed=0):
-    """The Source that a store was filled from, or None for a new one."""
-    path = store / "source.json"
-    if not path.exists():
-        return None
-    try:
-        source = Source(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise PreferenceDataError(f"{path} cannot be read ({error}): remove {store}") from None
-    if (source.name, source.seed) != (name, seed):
-        raise PreferenceDataError(
-            f"{store} holds {source.name} with seed {source.seed}, not {name} with seed {seed}: "
-            "choose another folder, or remove that one"
-        )
-    return source
+def _known(store: Store, name: str) -> Source | None:
+    key = key_of("source", name)
+    return Source(**store[key]) if key in store else None
 
 
-def _new_source(store, name, seed):
-    """Ask once; the revision found then stays, until the store is removed."""
-    source = find_source(name, seed)
+def _new_source(store: Store, name: str) -> Source:
+    source = find_source(name)
     licence = source.licence or "no licence stated"
-    print(f"{name}, revision {source.revision[:8]}, {licence}: pairs are kept in {store}")
-    write_whole(store / "source.json", json.dumps(asdict(source), indent=1).encode())
+    print(f"{name}, revision {source.revision[:8]}, {licence}: pairs are kept in {store.folder}")
+    store.add({key_of("source", name): asdict(source)})
     return source
 
 
-@contextmanager
-def _alone(store):
-    """One process at a time: a second notebook waits, then finds the pairs there."""
-    digest = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:16]
-    # Not in the store: a Drive knows no locks.
-    lock = FileLock(Path(tempfile.gettempdir()) / f"pairs-{digest}.lock")
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"another process is reading into {store}: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _keep(source: Source, folder: Path, split: str, count: int, seed: int, file: Path) -> None:
+    """Write the first `count` pairs of a split to `file`, in an Arrow stream, each with its rank.
 
-
-# --- reading and keeping -----------------------------------------------------------------------
-
-
-@dataclass
-class Kept:
-    """The rows of a store, in the order of reading, and the (file, row) where reading goes on."""
-
-    pieces: list = field(default_factory=list)  # Datasets, mapped from disk
-    tests: list = field(default_factory=list)  # for each row, whether it is for testing
-    place: tuple = (0, 0)
-
-    def add(self, path):
-        """A file that `_path` named."""
-        number, file, row = map(int, path.stem.split("_"))
-        folder = path.parent.parent
-        if number != len(self.pieces):
-            raise PreferenceDataError(
-                f"{path.parent} lacks piece {len(self.pieces)} of the pairs: remove {folder}"
-            )
-        try:
-            piece = Dataset.from_file(str(path))
-            self.tests += piece.data["test"].to_pylist()
-        except (OSError, ValueError, KeyError) as error:
-            raise PreferenceDataError(f"{path} is damaged ({error}): remove {folder}") from None
-        self.pieces.append(piece)
-        self.place = (file, row)
-
-    def order(self, part, source):
-        """Positions of a part's rows, as far as the shuffle buffer lets them out."""
-        complete = self.place[0] == len(source.files)
-        order = shuffled(len(self.tests), complete, source.seed)
-        return [row for row in order if self.tests[row] == (part == "test")]
-
-
-def _path(store, number, place):
-    """The n-th file of rows; its name says where reading goes on, so there is no other state."""
-    return store / "rows" / "{:06}_{:04}_{:08}.arrow".format(number, *place)
-
-
-def _kept(store):
-    kept = Kept()
-    for path in sorted((store / "rows").glob("[0-9]*_*_*.arrow")):
-        kept.add(path)
-    return kept
-
-
-def shuffled(total, complete, seed):
-    """Rows 0 to total-1 through a shuffle buffer, which keeps its last ones until it is complete.
-
-    More rows only add to the end: what came out for a smaller total comes out again.
+    Reads a shard twice, a batch at a time: which rows are whose first, then the chosen ones.
     """
-    rng, buffer = random.Random(seed), list(range(min(BUFFER, total)))
-    for row in range(BUFFER, total):
-        slot = int(rng.random() * BUFFER)
-        yield buffer[slot]
-        buffer[slot] = row
-    if complete:
-        yield from sorted(buffer, key=lambda _: rng.random())
-
-
-def _read_more(kept, source, store, part, count):
-    """Read and keep rows until there are `count` pairs of a part, or no more."""
-    share = 1 / ONE_IN if part == "test" else 1 - 1 / ONE_IN
-    total, blocks = BUFFER + round(count / share), store / "blocks"
-    bar = _Bar(desc=source.name, total=total, initial=len(kept.tests), unit=" pairs", leave=False)
-    try:
-        with bar:
-            for place, table in tables(source, kept.place, blocks, bar.on_bytes):
-                path = _path(store, len(kept.pieces), place)
-                write_whole(path, _as_bytes(table))
-                kept.add(path)
-                finished(blocks, place)
-                bar.update(len(table))
-                # The order costs time: ask for it only when it can be long enough.
-                if len(kept.tests) >= BUFFER + count and len(kept.order(part, source)) >= count:
-                    return
-    except PreferenceDataError as error:
+    sink, found = pyarrow.BufferOutputStream(), 0
+    with pyarrow.ipc.new_stream(sink, KEPT.arrow_schema) as writer:
+        for path in sorted(source.files, key=lambda path: _draw(seed, path).random()):
+            if found == count:
+                break
+            shard, where, local = Path(path), f"{path} of {source.name}", Path(path).is_absolute()
+            if not local:
+                shard = download(source.name, path, source.revision, folder / "downloads")
+            with undamaged(where, None if local else shard):
+                tables = tqdm(_raw_tables(shard, where), "choose pairs", leave=False, delay=1)
+                images = (image for table in tables for image in table["image"].to_pylist())
+                held = [is_held(image) for image in images]
+                rows = [row for row in range(len(held)) if held[row] == (split == "test")]
+                _draw(seed, path).shuffle(rows)
+                rows = rows[: count - found]
+                ranks, start = np.full(len(held), -1), 0
+                ranks[rows] = np.arange(found, found + len(rows))
+                found += len(rows)
+                for table in _raw_tables(shard, where):
+                    rank = pyarrow.array(ranks[start : start + len(table)])
+                    start += len(table)
+                    chosen = table.append_column("rank", rank)
+                    chosen = chosen.filter(pyarrow.compute.greater_equal(rank, 0))
+                    writer.write_table(chosen.cast(KEPT.arrow_schema))
+    if not found:
         raise PreferenceDataError(
-            f"{error}. {len(kept.tests)} pairs are kept in {store}: run this again and it goes on "
-            "from there"
+            f"the split `train` of {source.name} holds no pairs for {split}: choose another"
+        )
+    if found < count:
+        raise PreferenceDataError(
+            f"{source.name} has {found} pairs for {split}, not {count}: ask for fewer"
+        )
+    write_whole(file, sink.getvalue())
+
+
+def _draw(seed: int, path: str) -> random.Random:
+    """The chance of a shard, the same wherever it lies."""
+    return random.Random(f"{seed}/{Path(path).name}")
+
+
+def is_held(image: dict[str, Any] | None) -> bool:
+    """True for the tenth of the images that is held for the test split, whoever reads them."""
+    digest = image_digest(image)
+    return digest is not None and split_position(digest) < TEST_SHARE
+
+
+# --- from the published forms to the raw columns -----------------------------------------------
+
+
+def _raw_tables(file: Path, where: str) -> Iterator[pyarrow.Table]:
+    """The rows of a parquet file, image bytes as they were; `where` names it in sentences.
+
+    `iter_batches` reads page by page: a shard that pandas wrote is one row group of 1 GB.
+    """
+    parquet = pyarrow.parquet.ParquetFile(file)
+    names = parquet.schema_arrow.names
+    if missing := missing_columns(names):
+        raise PreferenceDataError(
+            f"the column `{'`, `'.join(missing)}` is missing in {where} (there are: "
+            f"{', '.join(names)}): choose a dataset in the form of RLAIF-V or of trl-lib/rlaif-v"
+        )
+    chat = "prompt" in names
+    wanted = ("images", "image", "prompt", "chosen", "rejected") if chat else RAW_COLUMNS
+    wanted = [column for column in wanted if column in names]
+    for batch in parquet.iter_batches(BATCH, columns=wanted):
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        columns = _from_conversations(columns, where) if chat else columns
+        nothing = pyarrow.nulls(len(batch))
+        yield pyarrow.Table.from_arrays(
+            [_cast(columns.get(name, nothing), name, where) for name in RAW_COLUMNS],
+            schema=RAW.arrow_schema,
+        )
+
+
+def _cast(column: pyarrow.Array, name: str, where: str) -> pyarrow.Array:
+    try:
+        return Image().cast_storage(column) if name == "image" else column.cast(pyarrow.string())
+    except (pyarrow.ArrowException, TypeError, ValueError):
+        wanted = "images" if name == "image" else "text"
+        raise PreferenceDataError(
+            f"the column `{name}` of {where} holds {column.type}, not {wanted}: choose another "
+            "dataset"
         ) from None
 
 
-class _Bar(tqdm):
-    """Counts pairs, and shows the bytes that came over the network."""
+def _from_conversations(columns: dict[str, pyarrow.Array], where: str) -> dict[str, pyarrow.Array]:
+    raw = {"image": columns.get("image")}
+    if "images" in columns:
+        lengths = pyarrow.compute.list_value_length(columns["images"]).to_pylist()
+        if wrong := [length for length in lengths if length != 1]:
+            raise PreferenceDataError(
+                f"a row of {where} has {wrong[0] or 'no'} images: raw pairs have one; load such "
+                "rows with datasets.load_dataset"
+            )
+        raw["image"] = columns["images"].flatten()
+    for name, column in (("question", "prompt"), ("chosen", "chosen"), ("rejected", "rejected")):
+        role = "user" if column == "prompt" else "assistant"
+        texts = [_only_text(messages, role) for messages in columns[column].to_pylist()]
+        if None in texts:
+            raise PreferenceDataError(
+                f"`{column}` in {where} is not one message of the {role} with one text "
+                f"({texts.index(None) + 1}th row of those read): load such conversations with "
+                "datasets.load_dataset; they need no formatting"
+            )
+        raw[name] = pyarrow.array(texts, pyarrow.string())
+    return raw
 
-    bytes_read = 0
 
-    def on_bytes(self, count):
-        self.bytes_read += count
-        self.set_postfix_str(f"{self.bytes_read / 1e6:.0f} MB")
-
-
-def _as_bytes(table):
-    tests = [is_test(image) for image in table["image"].to_pylist()]
-    table = table.append_column("test", pyarrow.array(tests)).cast(KEPT.arrow_schema)
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
+def _only_text(messages: Any, role: str) -> str | None:
+    """The text of the only message, or None. A content is a text, or parts, each maybe as JSON."""
+    message = messages[0] if isinstance(messages, list) and len(messages) == 1 else None
+    if not isinstance(message, dict) or message.get("role") != role:
+        return None
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [_part(part) for part in content]
+        texts = [part.get("text") for part in parts if part.get("type") == "text"]
+        content = texts[0] if len(texts) == 1 else None
+    return content if isinstance(content, str) else None
 
 
-def is_test(image):
-    """True for a tenth of the images: whoever reads the same data gets the same part."""
-    digest = image_digest(image)
-    return digest is not None and int(digest, 16) % ONE_IN == 0
+def _part(part: Any) -> dict[str, Any]:
+    """A part of a content as a dict, which is empty for what is none."""
+    if isinstance(part, str):
+        try:
+            part = json.loads(part)
+        except ValueError:
+            return {}
+    return part if isinstance(part, dict) else {}

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
+from helpers.pairs.format import turns
 from helpers.pairs.images import image_digest
-from helpers.pairs.messages import turns
 from helpers.setup.storage import Store, key_of
 from helpers.vlm.load import model_digest, processor_digest
 

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from helpers.pairs.messages import turns
+from helpers.pairs.format import turns
 from helpers.vlm.answers import Answer, answers
 from helpers.vlm.load import load as load_checkpoint
 from helpers.world import scenes as world

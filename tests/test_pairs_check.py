@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Image, Value, load_from_disk
 from PIL import Image as PILImage
 
 from helpers.pairs import load as preferences
 from helpers.pairs.check import check_pairs, require_sound
-from helpers.pairs.format import to_conversational
-from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError, rows
+from helpers.pairs.format import CONVERSATIONAL, conversation, to_conversational
+from helpers.pairs.images import RAW_COLUMNS, rows
 from helpers.pairs.load import split_by_image, word_diff
-from helpers.pairs.messages import conversation
+from helpers.setup.storage import PreferenceDataError
 from helpers.vlm import pocket
 from helpers.world.scenes import DESCRIBE, draw, sample_scene, sample_scenes
 
@@ -76,97 +76,6 @@ def processor():
 
 
 # --- format ----------------------------------------------------------------------------------
-
-
-def test_formatting_keeps_bytes_order_and_texts():
-    dataset = raw()
-    formatted = to_conversational(dataset)
-    assert formatted.column_names == ["images", "prompt", "chosen", "rejected"]
-    assert stored(formatted) == [row["image"]["bytes"] for row in raw_rows()]
-    for row, source in zip(formatted, raw_rows(), strict=True):
-        assert row["prompt"] == [
-            {
-                "role": "user",
-                "content": [{"type": "image"}, {"type": "text", "text": source["question"]}],
-            }
-        ]
-        for side in ("chosen", "rejected"):
-            content = [{"type": "text", "text": source[side]}]
-            assert row[side] == [{"role": "assistant", "content": content}]
-    assert formatted[0]["images"][0].size == (40, 30)
-
-
-def test_formatting_never_decodes(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("an image was decoded")
-
-    monkeypatch.setattr(Image, "decode_example", refuse)
-    monkeypatch.setattr(PILImage, "open", refuse)
-    dataset = to_conversational(raw())
-    split_by_image(dataset, 0.5)
-    next(iter(to_conversational(raw().to_iterable_dataset()).decode(False)))
-
-
-def test_a_file_with_the_name_of_an_image_does_not_replace_it(tmp_path, monkeypatch):
-    """`datasets` prefers a local file of that name to the bytes when it encodes an image."""
-    dataset = raw()
-    expected = stored(dataset)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "0.jpg").write_bytes(jpeg(99))
-    assert stored(to_conversational(dataset)) == expected
-    assert stored(to_conversational(dataset.to_iterable_dataset())) == expected
-    (tmp_path / "far").mkdir()
-    dataset.to_parquet(tmp_path / "far" / "train.parquet")
-    track = SimpleNamespace(name="t4", dataset="far")
-    assert stored(preferences.load_raw(track, count=3, folder=tmp_path))[0] in expected
-
-
-@pytest.mark.parametrize("ahead", (0, 2))
-def test_streams_keep_bytes_too(ahead):
-    """load_dataset decodes the images of a remote stream ahead, in threads."""
-    stream = raw().to_iterable_dataset()
-    stream = stream.decode(num_threads=ahead) if ahead else stream
-    formatted = to_conversational(stream)
-    assert isinstance(formatted, IterableDataset)
-    assert stored(formatted) == stored(raw())
-    assert list(formatted) == list(to_conversational(raw()))  # pictures, when a trainer asks
-    assert isinstance(next(iter(formatted))["images"][0], PILImage.Image)
-
-
-def test_images_stored_as_a_plain_struct_are_images_too():
-    """As in parquet files that no `datasets` metadata came with."""
-    struct = Dataset(raw().data.table.replace_schema_metadata(None))
-    assert not isinstance(struct.features["image"], Image)
-    for form in (struct, struct.to_iterable_dataset()):
-        assert check_pairs(form) == []
-        assert next(iter(to_conversational(form)))["images"][0].size == (40, 30)
-    assert stored(to_conversational(struct)) == stored(raw())
-
-
-def test_a_stream_that_is_already_decoded_is_refused():
-    stream = raw().to_iterable_dataset().decode(num_threads=2).take(2)
-    with pytest.raises(PreferenceDataError, match=r"\.decode\(False\)"):
-        list(to_conversational(stream))
-
-
-@pytest.mark.parametrize("column", ("image", "question", "chosen", "rejected"))
-def test_a_missing_raw_column_is_named(column):
-    with pytest.raises(PreferenceDataError, match=f"`{column}`"):
-        to_conversational(raw().remove_columns(column))
-    with pytest.raises(PreferenceDataError, match=f"`{column}`"):
-        to_conversational(raw().to_iterable_dataset().remove_columns(column))
-
-
-def test_round_trips_change_nothing(tmp_path):
-    formatted = to_conversational(raw())
-    preferences.save(formatted, tmp_path / "disk")
-    formatted.to_parquet(tmp_path / "pairs.parquet")
-    parquet = Dataset.from_parquet(str(tmp_path / "pairs.parquet"), cache_dir=str(tmp_path / "c"))
-    for again in (preferences.load(tmp_path / "disk"), parquet):
-        assert stored(again) == stored(formatted)
-        texts = ["prompt", "chosen", "rejected"]
-        assert again.select_columns(texts)[:] == formatted.select_columns(texts)[:]
-        assert check_pairs(again) == []
 
 
 def test_the_collator_of_trl_takes_the_pairs(processor, tmp_path):
@@ -402,7 +311,7 @@ def test_max_length_is_exact(processor):
     table = [chat_row(0), chat_row(1, 2), chat_row(2, 0)]
     table[0]["chosen"][0]["content"][0]["text"] += " I see a red ball."
     table[2]["rejected"][0]["content"][0]["text"] += " I see a red ball."
-    dataset = Dataset.from_list(table, features=preferences.CONVERSATIONAL)
+    dataset = Dataset.from_list(table, features=CONVERSATIONAL)
     for i in range(3):
         lengths = DataCollatorForVisionPreference(processor)([dataset[i]])["attention_mask"].sum(1)
         row = dataset.select([i])
@@ -503,7 +412,7 @@ def test_split_follows_images_through_rows_that_have_several():
     images = [{"bytes": jpeg(i), "path": None} for i in range(5)]
     chain = [chat_row(0) | {"images": [images[i], images[i + 1]]} for i in range(4)]
     alone = [chat_row(seed) for seed in range(20, 24)]
-    dataset = Dataset.from_list(chain + alone, features=preferences.CONVERSATIONAL)
+    dataset = Dataset.from_list(chain + alone, features=CONVERSATIONAL)
     for seed in range(6):
         train, test = split_by_image(dataset, 0.3, seed)
         assert not set(stored(train)) & set(stored(test))
@@ -554,12 +463,13 @@ def test_pocket_pairs_are_drawn(pocket_file):
     assert preferences.load_raw(POCKET, "test")["idx"] == [5, 6]
     assert stored(preferences.load_raw(POCKET)) == stored(dataset)
     assert check_pairs(to_conversational(dataset)) == []
+    assert preferences.load_photos().column_names == list(RAW_COLUMNS)
 
 
 def test_loading_says_what_it_cannot_do(pocket_file, tmp_path, monkeypatch):
     with pytest.raises(PreferenceDataError, match="5 pairs, not 6"):
         preferences.load_raw(POCKET, count=6)
-    with pytest.raises(ValueError, match="part"):
+    with pytest.raises(ValueError, match="split"):
         preferences.load_raw(POCKET, "validation")
     with pytest.raises(ValueError, match="count"):
         preferences.load_raw(POCKET, count=0)
@@ -573,29 +483,6 @@ def test_loading_says_what_it_cannot_do(pocket_file, tmp_path, monkeypatch):
     away = SimpleNamespace(name="t4", dataset=str(tmp_path / "nothing"), train_pairs=3)
     with pytest.raises(PreferenceDataError, match="pocket track"):
         preferences.load_raw(away)
-
-
-def test_photos_load_with_the_raw_columns(tmp_path, monkeypatch):
-    raw(3).to_parquet(tmp_path / "photos.parquet")
-    monkeypatch.setattr(preferences, "PHOTO_PAIRS", tmp_path / "photos.parquet")
-    photos = preferences.load_photos()
-    assert photos.column_names == list(RAW_COLUMNS)
-    assert stored(photos) == stored(raw(3))
-
-
-def test_streamed_parts_share_no_image(tmp_path):
-    raw(60).to_parquet(tmp_path / "train.parquet")
-    track = SimpleNamespace(name="t4", dataset=str(tmp_path), train_pairs=40, eval_pairs=2)
-    kept = tmp_path.with_name("kept")
-    train = preferences.load_raw(track, folder=kept)
-    test = preferences.load_raw(track, "test", folder=kept)
-    assert (len(train), len(test)) == (40, 2)
-    assert train.column_names == list(RAW_COLUMNS)
-    assert not set(stored(train)) & set(stored(test))
-    assert set(stored(train)) <= set(stored(raw(60)))
-    assert len(preferences.load_raw(track, "train", 3, folder=kept)) == 3
-    with pytest.raises(PreferenceDataError, match="not 61: ask for fewer"):
-        preferences.load_raw(track, "train", 61, folder=kept)
 
 
 def test_saving_and_loading_say_what_is_wrong(tmp_path, monkeypatch):
