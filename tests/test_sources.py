@@ -11,9 +11,9 @@ from PIL import Image
 from benchmarks import preference_sources as bench
 from helpers.evaluation.metrics import scene_hallucination
 from helpers.feedback import sources
-from helpers.feedback.items import SynthesisError
-from helpers.feedback.own_samples import preference_scenes
 from helpers.feedback.pairing import rlaifv_pairs
+from helpers.feedback.sources import preference_scenes, rank_own_samples
+from helpers.feedback.stages import SynthesisError
 from helpers.pairs.check import check_pairs
 from helpers.pairs.format import to_conversational
 from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError
@@ -28,6 +28,7 @@ from helpers.world.scenes import (
     describe,
     draw,
     grade,
+    sample_scenes,
 )
 
 SCENES = preference_scenes(12, seed="test")
@@ -55,6 +56,7 @@ def texts(pairs):
 
 
 SOURCES = {
+    "own samples": lambda base, said, seed: rank_own_samples(*base, SCENES, seed=seed),
     "ranked": lambda base, said, seed: sources.ranked(SCENES, said, sources.fewest_false),
     "noised": lambda base, said, seed: sources.noised_pictures(*base, SCENES, 0.5, seed),
     "truth": lambda base, said, seed: sources.injected_in_truth(SCENES, seed),
@@ -84,7 +86,56 @@ def test_samples_are_seeded_and_as_many_as_asked(base, said):
     assert said == again != other and {len(few) for few in said} == {4}
 
 
-# --- ranked ----------------------------------------------------------------------------------
+# --- scenes, and their samples ranked by the truth ------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_as_many_scenes_as_asked(count):
+    assert len(preference_scenes(count)) == count
+
+
+def test_half_of_the_scenes_are_traps_and_none_is_a_test_scene():
+    scenes = preference_scenes(200, seed=3)
+    tempted = [any(ASSOCIATES.get(n) in s.nouns for n in s.nouns) for s in scenes]
+    assert not any(tempted[0::2]) and sum(tempted[1::2]) > 80
+    tests = {s.things for s in sample_scenes(500, "trap") + sample_scenes(500, "iid")}
+    assert not tests & {scene.things for scene in scenes}
+
+
+def test_the_best_sample_is_chosen_and_the_worst_is_rejected(monkeypatch):
+    """Of four: the second is true, the last the worst; the last scene is met with silence."""
+
+    def captions(model, processor, asked, **sampling):
+        said = []
+        for i, scene in enumerate(asked):
+            wrong = describe(scene).replace("I see", "I see three purple cups,")
+            worse = wrong.replace("I see", "I see two red balls,")
+            said.append((wrong, describe(scene), wrong, worse)[i % 4])
+        return [*said[:-4], "", said[-3], "", ""]
+
+    monkeypatch.setattr(pocket, "captions", captions)
+    pairs = rank_own_samples(None, None, SCENES)
+    assert len(pairs) == 11 and tuple(pairs.column_names) == RAW_COLUMNS
+    assert check_pairs(to_conversational(pairs)) == []
+    for scene, row in zip(SCENES, pairs, strict=False):
+        assert row["chosen"] == describe(scene) and "two red balls" in row["rejected"]
+        truth = json.loads(row["origin_split"])
+        assert Scene.from_json(truth["scene"]) == scene
+        assert truth["chosen_false_missed"] == [0, 0]
+        assert truth["rejected_false_missed"] == list(grade(scene, row["rejected"]))
+
+
+def test_equally_good_samples_make_no_pair(monkeypatch):
+    monkeypatch.setattr(pocket, "captions", lambda m, p, asked, **how: [*map(describe, asked)])
+    with pytest.raises(PreferenceDataError, match="no pair from 12 scenes.*raise the temperature"):
+        rank_own_samples(None, None, SCENES)
+
+
+# --- ranked by a reward --------------------------------------------------------------------------
+
+
+def words(items):
+    return [len(item.answer.split()) for item in items]
 
 
 def test_chair_counts_false_objects_and_nothing_else():
@@ -97,9 +148,6 @@ def test_chair_counts_false_objects_and_nothing_else():
 
 
 def test_any_reward_ranks_and_small_differences_make_no_pair():
-    def words(items):
-        return [len(item.answer.split()) for item in items]
-
     scenes, given = SCENES[:2], [["a b c", "a", "a b"], ["a b", "b c d"]]
     assert texts(sources.ranked(scenes, given, words))[1:] == (["a b c", "b c d"], ["a", "a b"])
     assert sources.ranked(scenes, given, words, least=2)["chosen"] == ["a b c"]
@@ -116,9 +164,6 @@ def test_a_reward_sees_picture_question_answer_and_truth():
 
 
 def test_a_repeated_answer_makes_no_second_pair():
-    def words(items):
-        return [len(item.answer.split()) for item in items]
-
     given = [["a", "a cup", "a", "a cup"]]
     pairs = sources.ranked(SCENES[:1], given, words, rlaifv_pairs)
     assert texts(pairs)[1:] == (["a cup"], ["a"])
@@ -139,13 +184,10 @@ def test_a_score_that_is_none_is_named_with_its_answer(score, complaint):
 def test_what_is_no_list_of_scores_is_refused():
     with pytest.raises(SynthesisError, match="gave None, not a list of scores"):
         sources.ranked(SCENES[:1], [["a", "b"]], lambda items: None)
-    with pytest.raises(SynthesisError, match="answers to 1 scenes, of 2"):
-        sources.ranked(SCENES[:2], [["a", "b"]], lambda items: [])
-
-
-def test_too_few_scores_are_refused():
     with pytest.raises(SynthesisError, match="gave 1 scores, not 2"):
         sources.ranked(SCENES[:1], [["a", "b"]], lambda items: [1.0])
+    with pytest.raises(SynthesisError, match="answers to 1 scenes, of 2"):
+        sources.ranked(SCENES[:2], [["a", "b"]], lambda items: [])
 
 
 def test_no_difference_is_no_pair_and_says_so():

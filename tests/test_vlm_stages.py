@@ -1,4 +1,4 @@
-"""The real parts of the pipeline, with tiny random checkpoints of the classes they load."""
+"""The stages of the GPU tracks, with tiny random checkpoints of the classes they load."""
 
 import gc
 import weakref
@@ -12,9 +12,18 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, Qwen3ForCausalLM
 
-from helpers.feedback import real_parts
-from helpers.feedback.items import Item, Prompt, name_of, settings_of, text_only
-from helpers.feedback.lookers import (
+from helpers.feedback.hub_stages import (
+    PICKSCORE,
+    SD_TURBO,
+    Painter,
+    PromptFit,
+    TextOnlyReward,
+    Weights,
+)
+from helpers.feedback.pairing import Pair
+from helpers.feedback.pipeline import Pipeline, Settings, run
+from helpers.feedback.stages import Item, Prompt, SynthesisError, name_of, settings_of, text_only
+from helpers.feedback.vlm_stages import (
     FACT,
     TRUTHFUL,
     Answerer,
@@ -23,25 +32,20 @@ from helpers.feedback.lookers import (
     answer_tracks,
     sentences,
 )
-from helpers.feedback.pairing import Pair
-from helpers.feedback.part import PartError, Weights
-from helpers.feedback.pipeline import run
-from helpers.feedback.plan import Parts, Settings
-from helpers.feedback.real_parts import Painter, PromptFit, TextOnlyReward
 from helpers.pairs.check import check_pairs
 from helpers.pairs.format import to_conversational
 from helpers.setup.tracks import choose
 from helpers.vlm.answers import Answer, answers, yes_no_log_odds
 from helpers.vlm.load import ModelError, load_policy
-from tests import standin, standin_parts
+from tests import standin, standin_stages
 
 # Random models do not end their answers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*answers were cut")
 
 MAKERS = {
-    "sd_turbo": standin_parts.sd_turbo,
-    "pickscore": standin_parts.pickscore,
-    "skywork": standin_parts.skywork,
+    "sd_turbo": standin_stages.sd_turbo,
+    "pickscore": standin_stages.pickscore,
+    "skywork": standin_stages.skywork,
     "smolvlm": standin.smolvlm,
 }
 TEXTS = ("A red dog. It sleeps.", "Two cars and a tree", "- a lamp\n- a plate\n", "No.", "Yes!")
@@ -131,13 +135,14 @@ def test_a_part_gives_one_result_an_item_and_loads_once(kind, make, items, monke
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_release_frees_the_weights_and_the_next_call_loads_them_again(kind, make, items):
-    with make(kind) as part:
-        before = list(part(items[:2]))
-        model = part.loaded[0]
-        watched = [weakref.ref(m) for m in getattr(model, "components", {"": model}).values() if m]
-        del model
-        gc.collect()
-        assert all(ref() is not None for ref in watched)
+    part = make(kind)
+    before = list(part(items[:2]))
+    model = part.loaded[0]
+    watched = [weakref.ref(m) for m in getattr(model, "components", {"": model}).values() if m]
+    del model
+    gc.collect()
+    assert all(ref() is not None for ref in watched)
+    part.release()
     assert not any(ref() for ref in watched)
     assert alike(part(items[:2]), before)
 
@@ -155,13 +160,6 @@ def test_settings_that_change_results_are_told(make, track):
     warm = make(Answerer, temperature=1.0)
     assert name_of(warm) != name_of(make(Answerer))
     assert settings_of(warm)["batch"] == track.eval_batch
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_item_that_no_stage_has_come_to_yet_is_named(kind, make, items):
-    bare = replace(items[1], prompt=None, image=None, answer=None)
-    with pytest.raises(PartError, match="item 1/0 has no .*stages before"):
-        list(make(kind)([items[0], bare]))
 
 
 # --- pictures ----------------------------------------------------------------------------------
@@ -200,16 +198,18 @@ def test_steps_and_guidance_reach_the_model(make, items):
 
 
 def test_what_float16_cannot_hold_is_told_and_float32_draws_it(make, items, tmp_path):
-    weights = Weights(str(standin_parts.sd_turbo(tmp_path, overflowing=True)), variant="fp16")
+    weights = Weights(str(standin_stages.sd_turbo(tmp_path, overflowing=True)), variant="fp16")
     assert np.ptp(list(make(Painter, weights=weights, size=32)(items[:1]))[0]) > 0
     half = make(Painter, weights=weights, size=32, dtype="float16")
-    with pytest.raises(PartError, match="item 0/0, 'a red dog'.*not a number.*dtype='float32'"):
+    with pytest.raises(
+        SynthesisError, match="item 0/0, 'a red dog'.*not a number.*dtype='float32'"
+    ):
         list(half(items[:1]))
 
 
 def test_a_picture_that_a_safety_checker_took_is_told(make, items, tmp_path):
-    weights = Weights(str(standin_parts.sd_turbo(tmp_path, censored=True)), variant="fp16")
-    with pytest.raises(PartError, match="item 2/0, 'a grey dog'.*safety checker"):
+    weights = Weights(str(standin_stages.sd_turbo(tmp_path, censored=True)), variant="fp16")
+    with pytest.raises(SynthesisError, match="item 2/0, 'a grey dog'.*safety checker"):
         list(make(Painter, weights=weights)(items[2:3]))
 
 
@@ -231,7 +231,7 @@ def test_pictures_before_a_black_one_are_not_lost(make, items):
     part = make(Painter, batch_size=5)
     part.loaded = (stub_pipe(black=["a grey dog"]),)
     kept = []
-    with pytest.raises(PartError, match="item 2/0, 'a grey dog'.*one colour"):
+    with pytest.raises(SynthesisError, match="item 2/0, 'a grey dog'.*one colour"):
         kept.extend(part(items))
     assert len(kept) == 2
 
@@ -253,7 +253,7 @@ def test_memory_that_is_too_small_for_one_item_names_it(kind, make, items, monke
     part.loaded = part.load()
     method = {Painter: "__call__", Answerer: "generate"}.get(kind, "forward")
     monkeypatch.setattr(type(part.loaded[0]), method, full)
-    with pytest.raises(PartError, match=r"item 3/0: not enough memory for \S+.*: \w+"):
+    with pytest.raises(SynthesisError, match=r"not enough memory for \S+.*: \w+"):
         list(part(items[3:4]))
 
 
@@ -370,7 +370,7 @@ def test_the_text_reward_hangs_on_question_and_answer_and_not_on_padding(make, i
 
 
 def test_a_language_model_is_not_taken_for_a_reward_model(make, items, tmp_path):
-    folder = standin_parts.skywork(tmp_path, kind=Qwen3ForCausalLM)
+    folder = standin_stages.skywork(tmp_path, kind=Qwen3ForCausalLM)
     with pytest.raises(ModelError, match="has no score.weight: it was not trained as a Qwen3"):
         make(TextOnlyReward, weights=Weights(str(folder)))(items)
 
@@ -380,7 +380,7 @@ def test_a_language_model_is_not_taken_for_a_reward_model(make, items, tmp_path)
     [({"labels": 2}, "has 2 outputs"), ({"template": None}, "no chat template")],
 )
 def test_what_is_no_reward_model_for_conversations_is_refused(how, message, make, items, tmp_path):
-    folder = standin_parts.skywork(tmp_path, **how)
+    folder = standin_stages.skywork(tmp_path, **how)
     with pytest.raises(ModelError, match=message):
         make(TextOnlyReward, weights=Weights(str(folder)))(items)
 
@@ -461,7 +461,7 @@ def test_pickled_weights_are_refused(case, make, items, track, tmp_path, monkeyp
     kind, file = FILES[case]
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
     name = case.split()[0]
-    folder = standin_parts.pickled(MAKERS[name](tmp_path), file)
+    folder = standin_stages.pickled(MAKERS[name](tmp_path), file)
     assert list(folder.rglob("*.bin"))
     if kind is Answerer:
         part = Answerer(replace(track, model=str(folder)))
@@ -496,7 +496,7 @@ def test_a_gated_part_is_a_sentence_without_the_token(hub, make, folders, items,
 
 
 def test_the_published_checkpoints_are_pinned_where_a_revision_is_known():
-    for weights in (real_parts.SD_TURBO, real_parts.PICKSCORE):
+    for weights in (SD_TURBO, PICKSCORE):
         assert len(weights.revision) == 40
 
 
@@ -506,8 +506,8 @@ def test_the_published_checkpoints_are_pinned_where_a_revision_is_known():
 def test_the_pipeline_holds_one_model_at_a_time_and_makes_sound_pairs(make, monkeypatch, tmp_path):
     prompts = [Prompt(f"a {colour} dog", f"What is {colour}?") for colour in ("red", "blue")]
     answerers = [make(Answerer), make(Answerer, temperature=1.0)]
-    parts = Parts(make(Painter), make(PromptFit), answerers, make(FactCount), every_two)
-    stages, held = [parts.generator, parts.image_reward, *answerers, parts.answer_reward], []
+    stages, held = [make(Painter), make(PromptFit), *answerers, make(FactCount)], []
+    pipeline = Pipeline(*stages[:2], answerers, stages[-1], every_two)
     for stage in stages:
         load = type(stage).load
         monkeypatch.setattr(stage, "load", lambda stage=stage, load=load: holding(load(stage)))
@@ -517,11 +517,11 @@ def test_the_pipeline_holds_one_model_at_a_time_and_makes_sound_pairs(make, monk
         return loaded
 
     settings = Settings(candidates=2, samples=2, batch_size=3)
-    pairs = run(prompts, parts, settings, tmp_path)
+    pairs = run(prompts, pipeline, settings, tmp_path)
     assert held == [0] * 5 and not any(stage.loaded for stage in stages)
     assert check_pairs(to_conversational(pairs)) == [] and len(pairs) > 0
     assert {row["image"].size for row in pairs} == {(64, 64)}
-    again = run(prompts, parts, settings, tmp_path)
+    again = run(prompts, pipeline, settings, tmp_path)
     assert len(held) == 5 and again[:] == pairs[:]  # nothing was loaded for what is there
 
 

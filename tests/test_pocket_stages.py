@@ -1,4 +1,4 @@
-"""The pocket parts: flaws that are known, judges that see what they should, and a whole run."""
+"""The pocket stages: flaws that are known, judges that see what they should, and a whole run."""
 
 import json
 import random
@@ -9,13 +9,10 @@ from dataclasses import replace
 import pytest
 from peft import get_peft_model
 
-from helpers.feedback import pocket_parts as parts_of
-from helpers.feedback.filters import Filters
-from helpers.feedback.items import Item, Score
-from helpers.feedback.pairing import best_worst, rlaifv_pairs
-from helpers.feedback.pipeline import run
-from helpers.feedback.plan import Parts, Settings
-from helpers.feedback.pocket_parts import (
+from helpers.feedback import pocket_stages
+from helpers.feedback.pairing import Filters, best_worst, rlaifv_pairs
+from helpers.feedback.pipeline import Pipeline, Settings, run
+from helpers.feedback.pocket_stages import (
     Drawer,
     PocketAnswerer,
     PocketFactCount,
@@ -27,6 +24,7 @@ from helpers.feedback.pocket_parts import (
     pocket_prompts,
     tells_truth,
 )
+from helpers.feedback.stages import Item, Score
 from helpers.pairs.check import check_pairs
 from helpers.pairs.format import to_conversational
 from helpers.vlm import pocket
@@ -200,7 +198,7 @@ def test_rejected_facts_are_counted(monkeypatch, bundled):
             "no" if "fork" in question or "blue" in question else "yes" for question in questions
         ]
 
-    monkeypatch.setattr(parts_of, "yes_no_answers", knows)
+    monkeypatch.setattr(pocket_stages, "yes_no_answers", knows)
     (item,) = drawn(Drawer(), pocket_prompts(1))
     said = ["a fork and a blue cup on the left", "a red bed", "", "a blue fork"]
     items = [replace(item, key=str(i), answer=text) for i, text in enumerate(said)]
@@ -243,10 +241,10 @@ def test_an_adapter_is_another_answerer(bundled, tmp_path):
 @pytest.fixture(scope="module")
 def truthful(bundled, tmp_path_factory):
     answerers = [PocketAnswerer(*bundled, temperature=heat) for heat in (0.7, 1.5)]
-    parts = Parts(Drawer(), matches_prompt, answerers, tells_truth)
+    pipeline = Pipeline(Drawer(), matches_prompt, answerers, tells_truth)
     settings = Settings(candidates=2, batch_size=64, samples=2, filters=Filters(least_margin=1))
-    folder = tmp_path_factory.mktemp("truth") / "run"
-    return folder, parts, settings, run(pocket_prompts(30), parts, settings, folder)
+    folder = tmp_path_factory.mktemp("truth")
+    return folder, pipeline, settings, run(pocket_prompts(30), pipeline, settings, folder)
 
 
 def test_pairs_are_ranked_by_the_truth_and_go_on_unchanged(truthful, bundled):
@@ -265,22 +263,21 @@ def test_the_cooler_answerer_wins_and_the_card_says_so(truthful):
     folder, _, _, pairs = truthful
     won = Counter(json.loads(text)["chosen"]["answerer"] for text in pairs["origin_split"])
     assert won["pocket at 0.7"] > won["pocket at 1.5"]
-    card = (folder / "README.md").read_text()
+    card = (folder / "pairs" / "README.md").read_text()
     assert re.search(rf"pocket at 0.7 +\| {won['pocket at 0.7']} ", card)
     assert "drawer with flaws` (missing 0.4, recoloured 0.3)" in card
 
 
-def test_the_same_answers_under_other_judges(truthful, bundled, tmp_path):
-    folder, parts, settings, pairs = truthful
+def test_the_same_answers_under_other_judges(truthful, bundled):
+    folder, pipeline, settings, pairs = truthful
     judged = []
     for judge, rule in (
         (likes_length, best_worst),
         (noisy(tells_truth, 3.0), best_worst),
         (PocketFactCount(*bundled), rlaifv_pairs),
     ):
-        other = replace(parts, answer_reward=judge, pairing=rule)
-        kept = tmp_path / str(len(judged))
-        judged.append(run(pocket_prompts(30), other, settings, kept, reuse=folder))
+        other = replace(pipeline, answer_reward=judge, pairing=rule)
+        judged.append(run(pocket_prompts(30), other, settings, folder, str(len(judged))))
     blind, noise, counted = judged
     assert all(len(row["chosen"].split()) > len(row["rejected"].split()) for row in blind)
     assert harm(pairs) < harm(noise) < 0.5 and harm(blind) > harm(noise)
