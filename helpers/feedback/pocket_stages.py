@@ -38,22 +38,13 @@ from helpers.vlm import pocket
 from helpers.vlm.answers import answers, yes_no_answers
 from helpers.vlm.kept import model_digest
 from helpers.vlm.load import ModelError
+from helpers.world import scenes as world
 from helpers.world.drawings import COLOURS
-from helpers.world.scenes import (
-    COUNTS,
-    DESCRIBE,
-    FREE,
-    NOUNS,
-    Scene,
-    describe,
-    draw,
-    grade,
-    part_of,
-)
+from helpers.world.scenes import Scene
 
 TOGETHER = 256  # pictures at once in the pocket model
 PHRASE = re.compile(
-    rf"\b(?:({'|'.join(COUNTS)}) )?(?:({'|'.join(COLOURS)}) )?({'|'.join(NOUNS)})s?\b"
+    rf"\b(?:({'|'.join(world.COUNTS)}) )?(?:({'|'.join(COLOURS)}) )?({'|'.join(world.NOUNS)})s?\b"
 )
 
 
@@ -64,7 +55,7 @@ def pocket_prompts(count: int, seed: int | str = 0) -> list[Prompt]:
     """
     scenes = preference_scenes(count + count % 2, seed)[:count]
     return [
-        Prompt(f"Draw this: {describe(scene)}", DESCRIBE, {"intended": scene.to_json()})
+        Prompt(f"Draw this: {world.describe(scene)}", world.DESCRIBE, {"intended": scene.to_json()})
         for scene in scenes
     ]
 
@@ -100,12 +91,12 @@ class Drawer:
         rng, intended = random.Random(item.seed), _scene(item, "intended")
         for _ in range(21):
             things = self._flawed(intended.things, rng)
-            if part_of(things) != "test":
+            if world.part_of(things) != "test":
                 break
         else:
             things = intended.things
         scene = Scene(tuple(things), rng.randrange(2**31))  # a grain of its own
-        return Drawn(draw(scene), {"scene": scene.to_json()})
+        return Drawn(world.draw(scene), {"scene": scene.to_json()})
 
     def _flawed(self, things, rng):
         """One thing less, one in another colour, both or neither. Something coloured stays."""
@@ -166,7 +157,7 @@ def adapted(folder: str | Path):
 
 def matches_prompt(items: list[Item]) -> list[float]:
     """The exact truth: minus the phrases that tell the drawn scene from the intended one."""
-    return [_minus_errors(_scene(item, "intended"), describe(_scene(item))) for item in items]
+    return [_minus_errors(_scene(item, "intended"), world.describe(_scene(item))) for item in items]
 
 
 def tells_truth(items: list[Item]) -> list[float]:
@@ -237,18 +228,18 @@ def facts_of(answer: str) -> list[str]:
     """
     questions = []
     for count, colour, noun in PHRASE.findall(answer):
-        many = count in COUNTS[2:]
+        many = count in world.COUNTS[2:]
         verb, name = ("Are", noun + "s") if many else ("Is", noun)
         questions.append(f"Is there {'an' if noun[0] in 'aeiou' else 'a'} {noun}?")
         if colour:
             questions.append(f"{verb} the {name} {colour}?")
-        if noun in FREE and count in COUNTS[1:]:
+        if noun in world.FREE and count in world.COUNTS[1:]:
             questions.append(f"{verb} there exactly {count if many else 'one'} {name}?")
     return questions
 
 
 def _minus_errors(scene, caption):
-    return -float(sum(grade(scene, caption)))
+    return -float(sum(world.grade(scene, caption)))
 
 
 def _scene(item, which="scene"):

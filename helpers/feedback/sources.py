@@ -37,19 +37,8 @@ from helpers.pairs.images import RAW_COLUMNS
 from helpers.setup.storage import PreferenceDataError
 from helpers.vlm import pocket
 from helpers.vlm.answers import answers
-from helpers.world.scenes import (
-    ASSOCIATES,
-    COLUMNS,
-    DESCRIBE,
-    NOUNS,
-    Scene,
-    describe,
-    draw,
-    grade,
-    png,
-    probes,
-    sample_scenes,
-)
+from helpers.world import scenes as world
+from helpers.world.scenes import Scene
 
 
 def preference_scenes(count: int, seed: int | str = 0) -> list[Scene]:
@@ -57,8 +46,8 @@ def preference_scenes(count: int, seed: int | str = 0) -> list[Scene]:
 
     With traps alone the model would learn to leave associates out; with both it must look.
     """
-    traps = sample_scenes(count - count // 2, "trap", "preference", seed)
-    usual = sample_scenes(count // 2, "iid", "preference", seed)
+    traps = world.sample_scenes(count - count // 2, "trap", "preference", seed)
+    usual = world.sample_scenes(count // 2, "iid", "preference", seed)
     both = itertools.zip_longest(traps, usual)
     return [scene for two in both for scene in two if scene is not None]
 
@@ -89,7 +78,7 @@ def rank_own_samples(
     said = own_answers(model, processor, scenes, samples, temperature, seed)
     for scene, texts in zip(scenes, said, strict=True):
         texts = [text for text in texts if text]  # silence is no answer
-        errors = [sum(grade(scene, text)) for text in texts]
+        errors = [sum(world.grade(scene, text)) for text in texts]
         if len(set(errors)) > 1:
             best, worst = errors.index(min(errors)), errors.index(max(errors))
             rows.append(_captions(scene, texts[best], texts[worst]))
@@ -122,12 +111,12 @@ def ranked(
         )
     filters, items = Filters(least_margin=least), []
     for i, (scene, texts) in enumerate(zip(scenes, said, strict=True)):
-        about, image = {"scene": scene.to_json()}, draw(scene)
+        about, image = {"scene": scene.to_json()}, world.draw(scene)
         faults = sound_answers(texts, filters)
         sound = [text for text, fault in zip(texts, faults, strict=True) if fault is None]
         for k, text in enumerate(sound):
             seed = seed_of(scene.seed, "answer_scores", f"{k}")  # a noisy judge errs on each anew
-            items.append(Item(f"{i}/{k}", "", DESCRIBE, seed, image, text, about))
+            items.append(Item(f"{i}/{k}", "", world.DESCRIBE, seed, image, text, about))
     scores, who = reward(items), repr(name_of(reward))
     try:
         scores = list(scores)
@@ -171,9 +160,9 @@ def noised_pictures(
     Both answers are greedy, and equal ones make no pair. Nobody judges: that seeing less makes an
     answer worse is an assumption. Raises ValueError for a strength outside (0, 1).
     """
-    noisy = [noised(draw(scene), strength, [seed, scene.seed]) for scene in scenes]
+    noisy = [noised(world.draw(scene), strength, [seed, scene.seed]) for scene in scenes]
     clean = pocket.captions(model, processor, scenes, bar=bar)
-    asked = [DESCRIBE] * len(scenes)
+    asked = [world.DESCRIBE] * len(scenes)
     blurred = answers(model, processor, noisy, asked, batch_size=256, bar=bar)
     rows = [
         _captions(scene, chosen, rejected)
@@ -204,7 +193,7 @@ def noised(image: PILImage.Image, strength: float, seed=0) -> PILImage.Image:
 def injected_in_truth(scenes: Sequence[Scene], seed=0) -> Dataset:
     """The true description against itself with a false object, where HA-DPO (arXiv 2311.16839) and
     POVID (arXiv 2402.11411) have GPT-4 write one. Neither text is the model's own."""
-    return _injected(scenes, [describe(scene) for scene in scenes], seed)
+    return _injected(scenes, [world.describe(scene) for scene in scenes], seed)
 
 
 def injected_in_own(model, processor, scenes: Sequence[Scene], seed=0, bar=None) -> Dataset:
@@ -217,11 +206,11 @@ def _injected(scenes, texts, seed):
     for scene, text in zip(scenes, texts, strict=True):
         rng, named = random.Random(f"{seed}/{scene.seed}"), re.findall(r"\w+", text)
         # What is neither there nor named: associates of a context on the tray, or else any.
-        absent = [n for n in ASSOCIATES.values() if n not in scene.nouns and n not in named]
-        expected = {ASSOCIATES.get(noun) for noun in scene.nouns}
+        absent = [n for n in world.ASSOCIATES.values() if n not in scene.nouns and n not in named]
+        expected = {world.ASSOCIATES.get(noun) for noun in scene.nouns}
         choice = [noun for noun in absent if noun in expected] or absent
         if text and choice:
-            noun, column = rng.choice(choice), rng.choice(COLUMNS)
+            noun, column = rng.choice(choice), rng.choice(world.COLUMNS)
             rejected = with_drawing(text, f"a {noun} {column}")
             rows.append(_captions(scene, text, rejected, injected=noun))
     return _dataset(rows, len(scenes), "every associate is there or named: take more scenes")
@@ -231,7 +220,9 @@ def with_drawing(caption: str, phrase: str) -> str:
     """The caption with one more thing in pencil, where the world's captions would name it."""
     coloured, _, pencil = caption.removesuffix(".").partition(". I also see ")
     phrases = [*filter(None, re.split(r", | and ", pencil)), phrase]
-    phrases.sort(key=lambda one: min(map(NOUNS.index, {*one.split()} & {*NOUNS}), default=99))
+    phrases.sort(
+        key=lambda one: min(map(world.NOUNS.index, {*one.split()} & {*world.NOUNS}), default=99)
+    )
     listed = " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
     return f"{coloured}. I also see {listed}."
 
@@ -255,7 +246,7 @@ def _yes_no(scenes, labels, seed):
     rows = []
     for scene in scenes:
         rng = random.Random(f"{seed}/{scene.seed}")
-        asked = [p for p in probes(scene, "adversarial") if p.kind == "existence"]
+        asked = [p for p in world.probes(scene, "adversarial") if p.kind == "existence"]
         for label in labels:
             probe = rng.choice([p for p in asked if p.answer == label])
             chosen, rejected = ("Yes", "No") if label == "yes" else ("No", "Yes")
@@ -274,16 +265,16 @@ def mixed(*datasets: Dataset, seed=0) -> Dataset:
 
 def _captions(scene, chosen, rejected, **about):
     grades = {
-        "chosen_false_missed": grade(scene, chosen),
-        "rejected_false_missed": grade(scene, rejected),
+        "chosen_false_missed": world.grade(scene, chosen),
+        "rejected_false_missed": world.grade(scene, rejected),
     }
-    return _row(scene, DESCRIBE, chosen, rejected, {**grades, **about})
+    return _row(scene, world.DESCRIBE, chosen, rejected, {**grades, **about})
 
 
 def _row(scene, question, chosen, rejected, about):
     return {
         "ds_name": "pocket",
-        "image": {"bytes": png(scene), "path": None},
+        "image": {"bytes": world.png(scene), "path": None},
         "question": question,
         "chosen": chosen,
         "rejected": rejected,
