@@ -89,12 +89,8 @@ def test_samples_are_seeded_and_as_many_as_asked(base, said):
 # --- scenes, and their samples ranked by the truth ------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [0, 1, 6])
-def test_as_many_scenes_as_asked(count):
-    assert len(preference_scenes(count)) == count
-
-
 def test_half_of_the_scenes_are_traps_and_none_is_a_test_scene():
+    assert [len(preference_scenes(count)) for count in (0, 1, 6)] == [0, 1, 6]
     scenes = preference_scenes(200, seed=3)
     tempted = [any(ASSOCIATES.get(n) in s.nouns for n in s.nouns) for s in scenes]
     assert not any(tempted[0::2]) and sum(tempted[1::2]) > 80
@@ -151,6 +147,8 @@ def test_any_reward_ranks_and_small_differences_make_no_pair():
     scenes, given = SCENES[:2], [["a b c", "a", "a b"], ["a b", "b c d"]]
     assert texts(sources.ranked(scenes, given, words))[1:] == (["a b c", "b c d"], ["a", "a b"])
     assert sources.ranked(scenes, given, words, least=2)["chosen"] == ["a b c"]
+    pairs = sources.ranked(scenes[:1], [["a", "a cup", "a", "a cup"]], words, rlaifv_pairs)
+    assert texts(pairs)[1:] == (["a cup"], ["a"])  # a repeated answer makes no second pair
 
 
 def test_a_reward_sees_picture_question_answer_and_truth():
@@ -161,12 +159,6 @@ def test_a_reward_sees_picture_question_answer_and_truth():
         return range(len(items))
 
     assert len(sources.ranked(SCENES[:2], [["a", "b"], ["c", ""]], looks)) == 1
-
-
-def test_a_repeated_answer_makes_no_second_pair():
-    given = [["a", "a cup", "a", "a cup"]]
-    pairs = sources.ranked(SCENES[:1], given, words, rlaifv_pairs)
-    assert texts(pairs)[1:] == (["a cup"], ["a"])
 
 
 @pytest.mark.parametrize(
@@ -261,9 +253,6 @@ def test_the_truth_is_chosen_and_one_absent_associate_is_added():
         assert found.hallucinated == (ghost,)
         columns |= {column for column in COLUMNS if f"{ghost} {column}" in row["rejected"]}
     assert columns == set(COLUMNS)
-
-
-def test_what_the_context_promises_is_injected_before_anything_else():
     for row in sources.injected_in_truth(SCENES[0::2]):  # traps: every context lacks its associate
         ghost = json.loads(row["origin_split"])["injected"]
         assert ghost in {ASSOCIATES.get(noun) for noun in scene_of(row).nouns}
@@ -298,13 +287,9 @@ def test_what_is_there_is_never_injected_though_the_answer_left_it_out(monkeypat
     pairs = sources.injected_in_own(None, None, scenes)
     ghosts = {json.loads(about)["injected"] for about in pairs["origin_split"]}
     assert ghosts == {"lamp", "fish", "tree"}
-
-
-def test_nothing_left_to_inject_says_so(monkeypatch):
-    everything = "I see a fork, a lamp, a fish and a tree."
-    monkeypatch.setattr(pocket, "captions", lambda *a, **k: [everything])
+    monkeypatch.setattr(pocket, "captions", lambda *a, **k: ["A fork, a lamp, a fish, a tree."])
     with pytest.raises(PreferenceDataError, match="no pair from 1 scenes: .*there or named"):
-        sources.injected_in_own(None, None, SCENES[:1])
+        sources.injected_in_own(None, None, scenes[:1])
 
 
 # --- yes/no ----------------------------------------------------------------------------------
@@ -314,25 +299,16 @@ def asked_about(row):
     return next(noun for noun in NOUNS if f" {noun}?" in row["question"])
 
 
-def test_one_sided_pairs_all_say_no_and_are_right():
-    pairs = sources.always_no(SCENES)
-    assert len(pairs) == len(SCENES)
-    assert set(pairs["chosen"]) == {"No"} and set(pairs["rejected"]) == {"Yes"}
-    assert all(asked_about(row) not in scene_of(row).nouns for row in pairs)
-
-
-def test_balanced_pairs_say_yes_as_often_as_no_about_every_scene():
-    pairs = sources.balanced_yes_no(SCENES)
-    assert pairs["chosen"] == ["Yes", "No"] * len(SCENES)
-    assert pairs["rejected"] == ["No", "Yes"] * len(SCENES)
-    for row in pairs:
+def test_yes_no_pairs_are_right_about_every_scene():
+    no, both = sources.always_no(SCENES), sources.balanced_yes_no(SCENES)
+    assert set(no["chosen"]) == {"No"} and set(no["rejected"]) == {"Yes"}
+    assert both["chosen"] == ["Yes", "No"] * len(SCENES) and len(no) == len(SCENES)
+    assert both["rejected"] == ["No", "Yes"] * len(SCENES)
+    for row in [*no, *both]:
         assert (asked_about(row) in scene_of(row).nouns) == (row["chosen"] == "Yes")
-
-
-@pytest.mark.parametrize("make", [sources.always_no, sources.balanced_yes_no])
-def test_no_scene_no_question(make):
-    with pytest.raises(PreferenceDataError, match="no pair from 0 scenes"):
-        make([])
+    for make in (sources.always_no, sources.balanced_yes_no):
+        with pytest.raises(PreferenceDataError, match="no pair from 0 scenes"):
+            make([])
 
 
 def test_mixed_pairs_keep_every_row_once_in_another_order():

@@ -265,14 +265,14 @@ class _Run:
 
     def call(self, kind, stage, keys, read, texts=None):
         """{key: value} of a stage's items; what was skipped is not in it."""
-        items, how = [], self.settings
+        items, digests, settings = [], [], self.settings
         for key in keys:
-            prompt, seed = self.prompt_of(key), seed_of(how.seed, kind, key)
-            about = prompt.about | self.pictures.get(picture_of(key), {}).get("about", {})
-            answer = texts[key] if texts else None
+            prompt, picture = self.prompt_of(key), self.pictures.get(picture_of(key), {})
+            seed, answer = seed_of(settings.seed, kind, key), texts[key] if texts else None
+            about = prompt.about | picture.get("about", {})
             items.append(Item(key, prompt.text, prompt.question, seed, None, answer, about))
-        digests = [self.pictures.get(picture_of(key), {}).get("sha256") for key in keys]
-        how = (self.store, how.batch_size, how.on_error)
+            digests.append(picture.get("sha256"))
+        how = (self.store, settings.batch_size, settings.on_error)
         found = Calls(kind, stage, read, self.ready, *how).values(items, digests)
         for key, value in found.items():
             self.log.append({"stage": kind, "by": name_of(stage), "item": key, **value})

@@ -28,6 +28,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -142,8 +143,13 @@ def settings_of(stage: Callable) -> dict[str, Any]:
     SynthesisError for settings that are no dict, or no JSON.
     """
     if isinstance(stage, partial):
+        settings = settings_of(stage.func)
         bound = {f"argument {i}": value for i, value in enumerate(stage.args)} | stage.keywords
-        return settings_of(stage.func) | {k: v for k, v in bound.items() if _is_json(v)}
+        for name, value in bound.items():
+            with suppress(SynthesisError):
+                as_json(value, name)
+                settings[name] = value
+        return settings
     settings = getattr(stage, "settings", {})
     if not isinstance(settings, dict):
         raise SynthesisError(f"the settings of {name_of(stage)!r} are {settings!r:.80}, not a dict")
@@ -152,10 +158,8 @@ def settings_of(stage: Callable) -> dict[str, Any]:
 
 
 def release(stage: Callable) -> None:
-    """Free what a stage holds, if it has a `release`."""
-    if isinstance(stage, partial):
-        return release(stage.func)
-    getattr(stage, "release", lambda: None)()
+    """Free what a stage holds, if it (or what a functools.partial binds) has a `release`."""
+    getattr(getattr(stage, "func", stage), "release", lambda: None)()
 
 
 def as_json(value: Any, what: str) -> str:
@@ -174,13 +178,6 @@ def seed_of(seed: int | str, kind: str, key: str) -> int:
     """The seed of one item: of the run's seed, the kind of stage and the key; below 2 ** 31."""
     text = as_json([seed, kind, key], "the run's seed")
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) % 2**31
-
-
-def _is_json(value):
-    try:
-        return bool(as_json(value, "it"))
-    except SynthesisError:
-        return False
 
 
 # --- calling a stage: nothing twice, nothing lost, every fault named -----------------------------
@@ -219,101 +216,98 @@ class Calls:
             batches = [keys[start : start + self.batch_size] for start in starts]
             keys = [key_of(key, batch) for batch in batches for key in batch]
         self.keys = {item.key: key for item, key in zip(items, keys, strict=True)}
-        left = {item for item, key in self.keys.items() if not self._done(key)}
-        bar = {"total": len(items), "initial": len(items) - len(left), "disable": not left}
+        again = self.on_error == "stop"
+        done = {key for key in keys if key in self.store}
+        done -= {key for key in done if again and "error" in self.store[key]}
+        bar = tqdm(desc=self.kind.replace("_", " "), total=len(items), initial=len(done),
+                   leave=False, disable=len(done) == len(items))  # fmt: skip
         try:
-            with tqdm(desc=self.kind.replace("_", " "), leave=False, **bar) as bar:
-                for start in starts if left else ():
+            with bar:
+                for start in starts:
                     batch = items[start : start + self.batch_size]
-                    batch = [item for item in batch if item.key in left]
-                    if batch:
-                        self._call(batch)
-                        bar.update(len(batch))
+                    if left := [item for item in batch if self.keys[item.key] not in done]:
+                        self._call(left)
+                        bar.update(len(left))
         finally:
             release(self.stage)
         return {item: self.store[key] for item, key in self.keys.items()}
 
-    def _done(self, key):
-        return key in self.store and not (self.on_error == "stop" and "error" in self.store[key])
-
     def _call(self, items):
         """One call of the stage; if it fails as a whole, one for each item that it left undone."""
-        done = 0
+        left = list(items)
         try:
-            for results in self._results([self.ready(item) for item in items]):
-                self._keep(items[done : done + len(results)], results)
-                done += len(results)
+            for results in _results(self.stage, [self.ready(item) for item in items]):
+                self._keep(left[: len(results)], results)
+                del left[: len(results)]
         except ModelError as error:  # no item is at fault, so that none can be skipped
             kept = f"What was made before is kept in {self.store.folder}"
             raise SynthesisError(f"{self.who}: {str(error).removesuffix('.')}. {kept}") from error
         except _Failed as failure:
             if len(items) == 1:
-                self._fail(items[0], str(failure))
+                self._keep(items, [Fault(str(failure))])
                 return
             warnings.warn(
                 f"{self.who} failed on the {len(items)} items {items[0].key} to {items[-1].key} at "
                 f"once ({failure}): those it left undone are done one by one",
                 stacklevel=3,
             )
-            for item in items[done:]:
+            for item in left:
                 self._call([item])
-
-    def _results(self, items):
-        """Yields lists of results: all at once, or one by one from a stage that yields."""
-        try:
-            results, count = self.stage(items), 0
-            if results is None or isinstance(results, (str, bytes, dict, set, frozenset)):
-                raise TypeError(f"it returned {results!r:.80}, not a list of results")
-            if hasattr(results, "__next__") and len(items) > 1:
-                for count, result in enumerate(results, 1):
-                    if count <= len(items):
-                        yield [result]
-            else:
-                results = list(results)
-                count = len(results)
-                if count == len(items):
-                    yield results
-            if count != len(items):
-                raise ValueError(f"it returned {count} results for {len(items)} items")
-        except ModelError:
-            raise
-        except Exception as error:  # a stage may raise anything
-            raise _Failed(f"{type(error).__name__}: {error}"[:300]) from error
 
     def _keep(self, items, results):
         """Keep the results that are sound, then tell of the others."""
-        sound, faults = {}, []
+        values, errors = {}, {}
         for item, result in zip(items, results, strict=True):
             try:
-                sound[self.keys[item.key]] = self.read(result)
+                if isinstance(result, Fault):
+                    raise result
+                values[self.keys[item.key]] = self.read(result)
             except Fault as fault:
-                faults.append((item, str(fault)))
-        self._add(sound)
-        for item, fault in faults:
-            self._fail(item, fault)
-
-    def _fail(self, item, fault):
-        sentence = f"{self.who} on item {item.key} (prompt {item.prompt!r:.80}): {fault}"
-        if self.on_error == "stop":
-            raise SynthesisError(
-                f"{sentence}. What was made before is kept in {self.store.folder}: mend it and run "
-                'again, or set on_error="skip" to go on without such items'
-            )
-        sentence = sentence.encode(errors="replace").decode()  # it may quote half a character
-        self._add({self.keys[item.key]: {"error": sentence}})
-
-    def _add(self, values):
+                error = f"{self.who} on item {item.key} (prompt {item.prompt!r:.80}): {fault}"
+                error = error.encode(errors="replace").decode()  # it may quote half a character
+                errors[self.keys[item.key]] = {"error": error}
+        kept = values if self.on_error == "stop" else values | errors
         try:
-            self.store.add(values)
+            if kept:
+                self.store.add(kept)
         except OSError as error:
             raise SynthesisError(
                 f"cannot write {self.store.lines} ({error.strerror or error}): make room or mend "
                 "it, and run again; what was made before is kept"
             ) from error
+        if errors and self.on_error == "stop":
+            raise SynthesisError(
+                f"{next(iter(errors.values()))['error']}. What was made before is kept in "
+                f'{self.store.folder}: mend it and run again, or set on_error="skip" to go on '
+                "without such items"
+            )
 
 
 class _Failed(Exception):
     """A call failed as a whole; the message tells how."""
+
+
+def _results(stage, items):
+    """Yields lists of results: all at once, or one by one from a stage that yields."""
+    try:
+        results, count = stage(items), 0
+        if results is None or isinstance(results, (str, bytes, dict, set, frozenset)):
+            raise TypeError(f"it returned {results!r:.80}, not a list of results")
+        if hasattr(results, "__next__") and len(items) > 1:
+            for count, result in enumerate(results, 1):
+                if count <= len(items):
+                    yield [result]
+        else:
+            results = list(results)
+            count = len(results)
+            if count == len(items):
+                yield results
+        if count != len(items):
+            raise ValueError(f"it returned {count} results for {len(items)} items")
+    except ModelError:
+        raise
+    except Exception as error:  # a stage may raise anything
+        raise _Failed(f"{type(error).__name__}: {error}"[:300]) from error
 
 
 # --- what is a result ----------------------------------------------------------------------------
