@@ -20,7 +20,7 @@ import torch
 
 from helpers.dpo.trainer import dpo_trainer
 from helpers.evaluation.metrics import scene_hallucination, yes_no
-from helpers.feedback.own_samples import preference_scenes, rank_own_samples
+from helpers.feedback.sources import preference_scenes, rank_own_samples
 from helpers.pairs.format import to_conversational
 from helpers.setup.tracks import choose
 from helpers.vlm import pocket

@@ -43,9 +43,8 @@ from helpers.dpo.checkpoints import trained
 from helpers.dpo.trainer import dpo_trainer
 from helpers.evaluation.metrics import scene_hallucination, yes_no
 from helpers.feedback import sources as make
-from helpers.feedback.own_samples import preference_scenes
 from helpers.feedback.pairing import best_worst, rlaifv_pairs
-from helpers.feedback.pocket_parts import PocketFactCount, likes_length, tells_truth
+from helpers.feedback.pocket_stages import PocketFactCount, likes_length, tells_truth
 from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
 from helpers.setup.tracks import choose
@@ -75,7 +74,7 @@ class Material:
 
     def __init__(self, options, seed):
         self.model, self.processor = pocket.load()
-        self.scenes = preference_scenes(options.scenes, seed=f"benchmark-{seed}")
+        self.scenes = make.preference_scenes(options.scenes, seed=f"benchmark-{seed}")
         self.count, self.seed = options.pairs, seed
 
     @functools.cached_property

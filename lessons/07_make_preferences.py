@@ -47,15 +47,11 @@ from helpers.dpo.trainer import check_setup, dpo_trainer
 # %%
 from helpers.evaluation.intervals import estimate
 from helpers.feedback import agreement, sources
-from helpers.feedback import pocket_parts as parts
+from helpers.feedback import pocket_stages as stages
 from helpers.feedback.annotation import Session, pair_keys
-from helpers.feedback.filters import length_of
-from helpers.feedback.items import Prompt, SynthesisError
-from helpers.feedback.own_samples import preference_scenes
-from helpers.feedback.pairing import rlaifv_pairs
-from helpers.feedback.pipeline import run
-from helpers.feedback.plan import Parts, Settings
-from helpers.feedback.store import read_parts
+from helpers.feedback.pairing import length_of, rlaifv_pairs
+from helpers.feedback.pipeline import Pipeline, Settings, run
+from helpers.feedback.stages import Prompt, SynthesisError
 from helpers.feedback.widget import annotate
 from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
@@ -90,26 +86,27 @@ print(f"track {track.name}: {track.machine}")
 # | answerers | the pocket model at three temperatures; yours from lesson 04, if you like | SmolVLM-256M and 500M |
 # | answer reward | the exact truth | a VLM that is asked whether all of it is true |
 #
-# `helpers.feedback.real_parts` says why these. On a GPU they are loaded one after another.
+# `helpers.feedback.hub_stages` says why these. On a GPU they are loaded one after another.
 
 
 # %%
 def pocket_pipeline():
-    answerers = [parts.PocketAnswerer(model, processor, heat) for heat in (0.3, 1.0, 1.3)]
+    answerers = [stages.PocketAnswerer(model, processor, heat) for heat in (0.3, 1.0, 1.3)]
     if ADAPTER:
-        answerers.append(parts.PocketAnswerer(*parts.adapted(ADAPTER), name="tuned pocket"))
-    return Parts(parts.Drawer(), parts.matches_prompt, answerers, parts.tells_truth)
+        answerers.append(stages.PocketAnswerer(*stages.adapted(ADAPTER), name="tuned pocket"))
+    return Pipeline(stages.Drawer(), stages.matches_prompt, answerers, stages.tells_truth)
 
 
 def gpu_pipeline():
-    from helpers.feedback import real_parts as real
+    from helpers.feedback import hub_stages as hub
+    from helpers.feedback import vlm_stages as vlm
 
-    painter = real.Weights(PAINTER, variant="fp16") if PAINTER else real.SD_TURBO
-    judge = real.Weights(IMAGE_REWARD) if IMAGE_REWARD else real.PICKSCORE
-    tracks = [track] if MODEL else real.answer_tracks(track)
-    answerers = [real.Answerer(one, heat) for one in tracks for heat in (0.3, 1.0)]
-    draw, fits = real.Painter(painter, size=SIZE), real.PromptFit(judge)
-    return Parts(draw, fits, answerers, real.SightedReward(track))
+    painter = hub.Weights(PAINTER, variant="fp16") if PAINTER else hub.SD_TURBO
+    judge = hub.Weights(IMAGE_REWARD) if IMAGE_REWARD else hub.PICKSCORE
+    tracks = [track] if MODEL else vlm.answer_tracks(track)
+    answerers = [vlm.Answerer(one, heat) for one in tracks for heat in (0.3, 1.0)]
+    draw, fits = hub.Painter(painter, size=SIZE), hub.PromptFit(judge)
+    return Pipeline(draw, fits, answerers, vlm.SightedReward(track))
 
 
 # %% [markdown]
@@ -121,7 +118,7 @@ THINGS = ("a table with a plate", "a bed in a small room", "a boat on a lake", "
           "a house by a road", "a bird on a fence", "a bicycle by a wall", "fruit on a chair")  # fmt: skip
 if track.name == "pocket":
     pipeline = pocket_pipeline()
-    prompts = parts.pocket_prompts(24 if QUICK else 240, seed=SEED)
+    prompts = stages.pocket_prompts(24 if QUICK else 240, seed=SEED)
 else:
     pipeline = gpu_pipeline()
     prompts = [Prompt(f"a photo of {text}", "What is in the image?") for text in THINGS]
@@ -154,7 +151,7 @@ class Unplugged:
 # %%
 unplugged = Unplugged(pipeline.generator, pictures=10)
 try:
-    run(prompts, replace(pipeline, generator=unplugged), settings, folder / "first")
+    run(prompts, replace(pipeline, generator=unplugged), settings, folder, "first")
 except KeyboardInterrupt:
     print(f"the power failed after {len(unplugged.drawn)} pictures")
 
@@ -164,7 +161,7 @@ except KeyboardInterrupt:
 
 # %%
 before, unplugged.left = len(unplugged.drawn), -1  # it fails no more
-made = run(prompts, replace(pipeline, generator=unplugged), settings, folder / "first")
+made = run(prompts, replace(pipeline, generator=unplugged), settings, folder, "first")
 drawn = unplugged.drawn
 print(f"\n{len(drawn) - before} pictures by the second run, {len(drawn) - len(set(drawn))} twice")
 
@@ -177,12 +174,12 @@ print(f"\n{len(drawn) - before} pictures by the second run, {len(drawn) - len(se
 # Here are the candidates of the first prompt, with what the image reward says of each.
 
 # %% tags=["cover"] alt="Four drawings that a drawer with flaws made for one prompt, each with the score that an image reward gave it."
-pictures, scores = (read_parts(folder / "first", s) for s in ("pictures", "image_scores"))
-mine = [key for key in pictures if key.startswith("0/")]
+items = map(json.loads, (folder / "first" / "items.jsonl").read_text("utf-8").splitlines())
+mine = [item for item in items if item["item"].startswith("0/")]
 print(prompts[0].text)
 _ = image_grid(
-    [Image.open(folder / "first" / pictures[key]["file"]) for key in mine],
-    [f"score {scores[key]['score']:.1f}" for key in mine],
+    [Image.open(folder / item["file"]) for item in mine if item["stage"] == "pictures"],
+    [f"score {item['score']:.1f}" for item in mine if item["stage"] == "image_scores"],
 )
 
 # %% [markdown]
@@ -223,10 +220,10 @@ print(f"after {trainer.state.global_step} steps: margin {after['eval_rewards/mar
 # %% [markdown]
 # ## Who judges?
 #
-# The pictures and answers are made. Only the judge changes now: `reuse` takes over what was made
-# before. PDS-DPO scores answers with a language model that never sees the picture. How much can such
-# a judge know? We take the simplest one, which likes many words (so it says nothing about theirs),
-# and two others: the truth with noise added, and RLAIF-V's way
+# The pictures and answers are made. Only the judge changes now: in the same folder nothing is drawn
+# or answered again. PDS-DPO scores answers with a language model that never sees the picture. How
+# much can such a judge know? We take the simplest one, which likes many words (so it says nothing
+# about theirs), and two others: the truth with noise added, and RLAIF-V's way
 # ([2405.17220](https://arxiv.org/abs/2405.17220)), which splits an answer into facts and asks a model
 # about each with a yes/no question. Here the pocket model checks itself.
 #
@@ -236,32 +233,32 @@ print(f"after {trainer.state.global_step} steps: margin {after['eval_rewards/mar
 
 # %%
 def gpu_judges():
-    from helpers.feedback import real_parts as real
+    from helpers.feedback import hub_stages as hub
+    from helpers.feedback.vlm_stages import FactCount
 
-    text = real.Weights(TEXT_REWARD) if TEXT_REWARD else real.SKYWORK
-    return {"facts counted": real.FactCount(track), "blind": real.TextOnlyReward(text)}
+    text = hub.Weights(TEXT_REWARD) if TEXT_REWARD else hub.SKYWORK
+    return {"facts counted": FactCount(track), "blind": hub.TextOnlyReward(text)}
 
 
 def pocket_judges():
-    facts = parts.PocketFactCount(model, processor)
-    noisy = parts.noisy(parts.tells_truth, spread=1.5)
-    return {"noisy": noisy, "facts counted": facts, "blind": parts.likes_length}
+    facts = stages.PocketFactCount(model, processor)
+    noisy = stages.noisy(stages.tells_truth, spread=1.5)
+    return {"noisy": noisy, "facts counted": facts, "blind": stages.likes_length}
 
 
 def judged(name, judge, **changes):
     print(f"\n{name}:")
     asked = replace(pipeline, answer_reward=judge, **changes)
     try:
-        made_by[name] = run(prompts, asked, settings, folder / name, reuse=reused)
+        made_by[name] = run(prompts, asked, settings, folder, name)
     except SynthesisError as sentence:  # when it finds all answers equally good, say
         print_wrapped(sentence)
 
 
 # %%
 judges = pocket_judges() if track.name == "pocket" else gpu_judges()
-reused = folder / "first"  # nothing is drawn or answered again, though the funnel counts it
 made_by = {"the truth" if track.name == "pocket" else "sighted": made}
-for name, judge in judges.items():
+for name, judge in judges.items():  # the funnel counts what was made before, too
     judged(name, judge)
 
 # %% [markdown]
@@ -317,7 +314,7 @@ judged("unbalanced", facts, pairing=partial(rlaifv_pairs, balance=False))
 # nobody judges at all.
 
 # %%
-scenes = preference_scenes(40 if QUICK else 200, SEED)
+scenes = sources.preference_scenes(40 if QUICK else 200, SEED)
 pocket_model, pocket_reader = pocket.load()
 noised = sources.noised_pictures(pocket_model, pocket_reader, scenes, seed=SEED)
 drawing = world.draw(scenes[0])

@@ -193,12 +193,12 @@ def downloads(tmp_path_factory):
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory):
     """Lesson 07's painter and rewards, in small."""
-    from tests import standin_parts  # it imports diffusers, which takes seconds
+    from tests import standin_stages  # it imports diffusers, which takes seconds
 
     made = {
-        "PAINTER": standin_parts.sd_turbo,
-        "IMAGE_REWARD": standin_parts.pickscore,
-        "TEXT_REWARD": standin_parts.skywork,
+        "PAINTER": standin_stages.sd_turbo,
+        "IMAGE_REWARD": standin_stages.pickscore,
+        "TEXT_REWARD": standin_stages.skywork,
     }
     return {name: str(make(tmp_path_factory.mktemp(name))) for name, make in made.items()}
 

@@ -11,9 +11,9 @@ from PIL import Image
 from benchmarks import preference_sources as bench
 from helpers.evaluation.metrics import scene_hallucination
 from helpers.feedback import sources
-from helpers.feedback.items import SynthesisError
-from helpers.feedback.own_samples import preference_scenes
 from helpers.feedback.pairing import rlaifv_pairs
+from helpers.feedback.sources import preference_scenes, rank_own_samples
+from helpers.feedback.stages import SynthesisError
 from helpers.pairs.check import check_pairs
 from helpers.pairs.format import to_conversational
 from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError
@@ -28,6 +28,7 @@ from helpers.world.scenes import (
     describe,
     draw,
     grade,
+    sample_scenes,
 )
 
 SCENES = preference_scenes(12, seed="test")
@@ -55,6 +56,7 @@ def texts(pairs):
 
 
 SOURCES = {
+    "own samples": lambda base, said, seed: rank_own_samples(*base, SCENES, seed=seed),
     "ranked": lambda base, said, seed: sources.ranked(SCENES, said, sources.fewest_false),
     "noised": lambda base, said, seed: sources.noised_pictures(*base, SCENES, 0.5, seed),
     "truth": lambda base, said, seed: sources.injected_in_truth(SCENES, seed),
@@ -84,7 +86,52 @@ def test_samples_are_seeded_and_as_many_as_asked(base, said):
     assert said == again != other and {len(few) for few in said} == {4}
 
 
-# --- ranked ----------------------------------------------------------------------------------
+# --- scenes, and their samples ranked by the truth ------------------------------------------------
+
+
+def test_half_of_the_scenes_are_traps_and_none_is_a_test_scene():
+    assert [len(preference_scenes(count)) for count in (0, 1, 6)] == [0, 1, 6]
+    scenes = preference_scenes(200, seed=3)
+    tempted = [any(ASSOCIATES.get(n) in s.nouns for n in s.nouns) for s in scenes]
+    assert not any(tempted[0::2]) and sum(tempted[1::2]) > 80
+    tests = {s.things for s in sample_scenes(500, "trap") + sample_scenes(500, "iid")}
+    assert not tests & {scene.things for scene in scenes}
+
+
+def test_the_best_sample_is_chosen_and_the_worst_is_rejected(monkeypatch):
+    """Of four: the second is true, the last the worst; the last scene is met with silence."""
+
+    def captions(model, processor, asked, **sampling):
+        said = []
+        for i, scene in enumerate(asked):
+            wrong = describe(scene).replace("I see", "I see three purple cups,")
+            worse = wrong.replace("I see", "I see two red balls,")
+            said.append((wrong, describe(scene), wrong, worse)[i % 4])
+        return [*said[:-4], "", said[-3], "", ""]
+
+    monkeypatch.setattr(pocket, "captions", captions)
+    pairs = rank_own_samples(None, None, SCENES)
+    assert len(pairs) == 11 and tuple(pairs.column_names) == RAW_COLUMNS
+    assert check_pairs(to_conversational(pairs)) == []
+    for scene, row in zip(SCENES, pairs, strict=False):
+        assert row["chosen"] == describe(scene) and "two red balls" in row["rejected"]
+        truth = json.loads(row["origin_split"])
+        assert Scene.from_json(truth["scene"]) == scene
+        assert truth["chosen_false_missed"] == [0, 0]
+        assert truth["rejected_false_missed"] == list(grade(scene, row["rejected"]))
+
+
+def test_equally_good_samples_make_no_pair(monkeypatch):
+    monkeypatch.setattr(pocket, "captions", lambda m, p, asked, **how: [*map(describe, asked)])
+    with pytest.raises(PreferenceDataError, match="no pair from 12 scenes.*raise the temperature"):
+        rank_own_samples(None, None, SCENES)
+
+
+# --- ranked by a reward --------------------------------------------------------------------------
+
+
+def words(items):
+    return [len(item.answer.split()) for item in items]
 
 
 def test_chair_counts_false_objects_and_nothing_else():
@@ -97,12 +144,11 @@ def test_chair_counts_false_objects_and_nothing_else():
 
 
 def test_any_reward_ranks_and_small_differences_make_no_pair():
-    def words(items):
-        return [len(item.answer.split()) for item in items]
-
     scenes, given = SCENES[:2], [["a b c", "a", "a b"], ["a b", "b c d"]]
     assert texts(sources.ranked(scenes, given, words))[1:] == (["a b c", "b c d"], ["a", "a b"])
     assert sources.ranked(scenes, given, words, least=2)["chosen"] == ["a b c"]
+    pairs = sources.ranked(scenes[:1], [["a", "a cup", "a", "a cup"]], words, rlaifv_pairs)
+    assert texts(pairs)[1:] == (["a cup"], ["a"])  # a repeated answer makes no second pair
 
 
 def test_a_reward_sees_picture_question_answer_and_truth():
@@ -113,15 +159,6 @@ def test_a_reward_sees_picture_question_answer_and_truth():
         return range(len(items))
 
     assert len(sources.ranked(SCENES[:2], [["a", "b"], ["c", ""]], looks)) == 1
-
-
-def test_a_repeated_answer_makes_no_second_pair():
-    def words(items):
-        return [len(item.answer.split()) for item in items]
-
-    given = [["a", "a cup", "a", "a cup"]]
-    pairs = sources.ranked(SCENES[:1], given, words, rlaifv_pairs)
-    assert texts(pairs)[1:] == (["a cup"], ["a"])
 
 
 @pytest.mark.parametrize(
@@ -139,13 +176,10 @@ def test_a_score_that_is_none_is_named_with_its_answer(score, complaint):
 def test_what_is_no_list_of_scores_is_refused():
     with pytest.raises(SynthesisError, match="gave None, not a list of scores"):
         sources.ranked(SCENES[:1], [["a", "b"]], lambda items: None)
-    with pytest.raises(SynthesisError, match="answers to 1 scenes, of 2"):
-        sources.ranked(SCENES[:2], [["a", "b"]], lambda items: [])
-
-
-def test_too_few_scores_are_refused():
     with pytest.raises(SynthesisError, match="gave 1 scores, not 2"):
         sources.ranked(SCENES[:1], [["a", "b"]], lambda items: [1.0])
+    with pytest.raises(SynthesisError, match="answers to 1 scenes, of 2"):
+        sources.ranked(SCENES[:2], [["a", "b"]], lambda items: [])
 
 
 def test_no_difference_is_no_pair_and_says_so():
@@ -219,9 +253,6 @@ def test_the_truth_is_chosen_and_one_absent_associate_is_added():
         assert found.hallucinated == (ghost,)
         columns |= {column for column in COLUMNS if f"{ghost} {column}" in row["rejected"]}
     assert columns == set(COLUMNS)
-
-
-def test_what_the_context_promises_is_injected_before_anything_else():
     for row in sources.injected_in_truth(SCENES[0::2]):  # traps: every context lacks its associate
         ghost = json.loads(row["origin_split"])["injected"]
         assert ghost in {ASSOCIATES.get(noun) for noun in scene_of(row).nouns}
@@ -256,13 +287,9 @@ def test_what_is_there_is_never_injected_though_the_answer_left_it_out(monkeypat
     pairs = sources.injected_in_own(None, None, scenes)
     ghosts = {json.loads(about)["injected"] for about in pairs["origin_split"]}
     assert ghosts == {"lamp", "fish", "tree"}
-
-
-def test_nothing_left_to_inject_says_so(monkeypatch):
-    everything = "I see a fork, a lamp, a fish and a tree."
-    monkeypatch.setattr(pocket, "captions", lambda *a, **k: [everything])
+    monkeypatch.setattr(pocket, "captions", lambda *a, **k: ["A fork, a lamp, a fish, a tree."])
     with pytest.raises(PreferenceDataError, match="no pair from 1 scenes: .*there or named"):
-        sources.injected_in_own(None, None, SCENES[:1])
+        sources.injected_in_own(None, None, scenes[:1])
 
 
 # --- yes/no ----------------------------------------------------------------------------------
@@ -272,25 +299,16 @@ def asked_about(row):
     return next(noun for noun in NOUNS if f" {noun}?" in row["question"])
 
 
-def test_one_sided_pairs_all_say_no_and_are_right():
-    pairs = sources.always_no(SCENES)
-    assert len(pairs) == len(SCENES)
-    assert set(pairs["chosen"]) == {"No"} and set(pairs["rejected"]) == {"Yes"}
-    assert all(asked_about(row) not in scene_of(row).nouns for row in pairs)
-
-
-def test_balanced_pairs_say_yes_as_often_as_no_about_every_scene():
-    pairs = sources.balanced_yes_no(SCENES)
-    assert pairs["chosen"] == ["Yes", "No"] * len(SCENES)
-    assert pairs["rejected"] == ["No", "Yes"] * len(SCENES)
-    for row in pairs:
+def test_yes_no_pairs_are_right_about_every_scene():
+    no, both = sources.always_no(SCENES), sources.balanced_yes_no(SCENES)
+    assert set(no["chosen"]) == {"No"} and set(no["rejected"]) == {"Yes"}
+    assert both["chosen"] == ["Yes", "No"] * len(SCENES) and len(no) == len(SCENES)
+    assert both["rejected"] == ["No", "Yes"] * len(SCENES)
+    for row in [*no, *both]:
         assert (asked_about(row) in scene_of(row).nouns) == (row["chosen"] == "Yes")
-
-
-@pytest.mark.parametrize("make", [sources.always_no, sources.balanced_yes_no])
-def test_no_scene_no_question(make):
-    with pytest.raises(PreferenceDataError, match="no pair from 0 scenes"):
-        make([])
+    for make in (sources.always_no, sources.balanced_yes_no):
+        with pytest.raises(PreferenceDataError, match="no pair from 0 scenes"):
+            make([])
 
 
 def test_mixed_pairs_keep_every_row_once_in_another_order():

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from helpers.dpo.checkpoints import check_writable
 from helpers.evaluation.metrics import scene_hallucination
-from helpers.feedback.own_samples import preference_scenes, rank_own_samples
+from helpers.feedback.sources import preference_scenes, rank_own_samples
 from helpers.vlm import pocket
 from helpers.world.scenes import sample_scenes
 

@@ -1,19 +1,16 @@
-"""What a run leaves: its pairs, what was dropped where, and a card that says how they came to be.
+"""The card of pairs that a run made: how they came to be, and what was dropped where.
 
 print(funnel_table(steps))
-write_results(folder, pairs, identity, steps, errors)
+text = run_card("truth", prompts, pipeline, settings, pairs, steps, log)     # its README.md
 """
 
-import io
+import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard
-
-from helpers.feedback.filters import length_of
-from helpers.feedback.store import write
+from helpers.feedback.pairing import length_of
+from helpers.feedback.stages import as_json, name_of, settings_of
 from helpers.setup.hub import TAGS
 
 SHOWN = 20  # errors
@@ -26,45 +23,44 @@ class Step:
     stage: str
     unit: str
     entered: int
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def left(self):
-        return self.entered - sum(self.dropped.values())
+    dropped: dict[str, int]
 
 
-def funnel_table(steps):
+def funnel_table(steps: list[Step]) -> str:
     """A Markdown table, a line for each stage and for each further reason; readable as it is."""
     lines = []
     for step in steps:
         reasons = [f"{count:,} {reason}" for reason, count in step.dropped.items() if count] or [""]
-        lines.append((step.stage, step.unit, f"{step.entered:,}", f"{step.left:,}", reasons[0]))
+        left = step.entered - sum(step.dropped.values())
+        lines.append((step.stage, step.unit, f"{step.entered:,}", f"{left:,}", reasons[0]))
         lines += [("", "", "", "", reason) for reason in reasons[1:]]
     return _table(("stage", "of", "in", "out", "dropped"), lines)
 
 
-def write_results(folder, pairs, identity, steps, errors):
-    """pairs.parquet, funnel.json and README.md, always the same bytes for the same run."""
-    buffer = io.BytesIO()
-    pq.write_table(pairs.data.table, buffer, row_group_size=100)  # to_parquet has a bar of its own
-    write(folder / "pairs.parquet", buffer.getvalue())
-    write(folder / "funnel.json", json.dumps([asdict(step) for step in steps], indent=1).encode())
-    card = run_card(folder.name, identity, pairs, steps, errors)
-    write(folder / "README.md", str(card).encode())
-
-
-def run_card(name, identity, pairs, steps, errors):
-    """A DatasetCard of raw pairs (a Dataset) made by the run of `identity`.
-
-    `errors`: {(stage, key): sentence} of the items that were skipped.
-    """
-    drawn, asked = identity["pictures"], identity["answers"]
-    least = asked["least_image_score"]
+def run_card(name, prompts, pipeline, settings, pairs, steps, log) -> str:
+    """The README.md of a run's pairs (a Dataset); `log`: what its stages gave, item by item."""
+    least = settings.least_image_score
     floor = "" if least is None else f", with a score of {least:g} or more"
-    filters = {**identity["answer_scores"], **identity["pairs"]}
-    limits = {k: v for k, v in filters.items() if v is not None and not isinstance(v, dict)}
+    digest = hashlib.sha256(as_json([asdict(p) for p in prompts], "a prompt").encode()).hexdigest()
+    limits = {name: value for name, value in asdict(settings.filters).items() if value is not None}
+    times = "once" if settings.samples == 1 else f"{settings.samples} times"
+    errors = [line["error"] for line in log if "error" in line]
+    skipped = f"{len(errors):,} items were skipped because of an error:\n\n" if errors else ""
+    skipped += "\n".join(f"- {error}" for error in errors[:SHOWN])
+    if len(errors) > SHOWN:
+        skipped += f"\n- and {len(errors) - SHOWN:,} more, in `items.jsonl`"
+    counts = Counter(
+        (side, json.loads(text)[side]["answerer"])
+        for text in pairs["origin_split"]
+        for side in ("chosen", "rejected")
+    )
+    chosen = [  # an answerer that always loses teaches its style
+        (by, f"{counts['chosen', by]:,}", f"{counts['rejected', by]:,}")
+        for by in sorted({by for _, by in counts})
+    ]
     head = "\n".join(f"- {tag}" for tag in (*TAGS, "synthetic"))
-    return DatasetCard(f"""---
+    answerers = "\n".join(f"   - {_described(stage)}" for stage in pipeline.answerers)
+    return f"""---
 license: unknown
 task_categories:
 - image-text-to-text
@@ -82,34 +78,33 @@ RLAIF-V's columns: `image`, `question`, `chosen`, `rejected`, and where they cam
 
 ## How every pair came to be
 
-1. **Prompts**: {drawn["prompts"]}.
-2. **Pictures**: {drawn["candidates"]} for each prompt, by {_stage(drawn["generator"])}.
-3. **Image reward**: {_stage(identity["image_scores"]["image_reward"])}.
-   Pictures of each prompt that went on: the best {asked["keep"]}{floor}.
-4. **Answerers**: each was asked {_times(asked["samples"])} about every picture.
-{_answerers(asked["answerers"])}
-5. **Answer reward**: {_stage(identity["answer_scores"]["answer_reward"])}.
-6. **Pairing**: {_stage(identity["pairs"]["pairing"])}.
+1. **Prompts**: {len(prompts)}, digest {digest[:16]}.
+2. **Pictures**: {settings.candidates} for each prompt, by {_described(pipeline.generator)}.
+3. **Image reward**: {_described(pipeline.image_reward)}.
+   Pictures of each prompt that went on: the best {settings.keep}{floor}.
+4. **Answerers**: each was asked {times} about every picture.
+{answerers}
+5. **Answer reward**: {_described(pipeline.answer_reward)}.
+6. **Pairing**: {_described(pipeline.pairing)}.
 7. **Filters**: ties, empty answers and equal texts went, and by these limits
-   {_settings(limits)}.
+   {_listed(limits)}.
 
-**Seeds**: the run's seed is {drawn["seed"]}. Each item has a seed of its own, of the run's seed,
-the stage and the item's key. Stages were called on {drawn["batch_size"]} items at a time.
+**Seeds**: the run's seed is {settings.seed}. Each item has a seed of its own, of the run's seed,
+the stage and the item's key. Stages were called on {settings.batch_size} items at a time.
 
 **Of each pair** `origin_split` holds, as JSON: the prompt, what the generator knew of the picture,
 its key, seed and score; and of both answers key, answerer, seed, score and what the score was made
-of. All candidates, answers and scores, also those that made no pair, are in the parquet files of
-`pictures`, `image_scores`, `answers` and `answer_scores`.
+of. All candidates, answers and scores, also those that made no pair, are in `items.jsonl`.
 
 ## What was dropped where
 
 {funnel_table(steps)}
 
-{_skipped(errors)}
+{skipped or "No item was skipped because of an error."}
 
 ## Who was chosen
 
-{_chosen(pairs)}
+{_table(("answerer", "chosen", "rejected"), chosen)}
 
 **Length**: {length_of(pairs)}.
 
@@ -117,48 +112,17 @@ of. All candidates, answers and scores, also those that made no pair, are in the
 
 A preference here is what the answer reward says, with its mistakes. Licence: that of the generator
 and the answerers, which are named above; look them up before you publish.
-""")
+"""
 
 
-def _stage(stage):
+def _described(stage):
     """`name` (setting value, ...)"""
-    settings = {key: value for key, value in stage.items() if key != "name"}
-    return f"`{stage['name']}`" + (f" ({_settings(settings)})" if settings else "")
+    settings = settings_of(stage)
+    return f"`{name_of(stage)}`" + (f" ({_listed(settings)})" if settings else "")
 
 
-def _times(count):
-    return "once" if count == 1 else f"{count} times"
-
-
-def _settings(settings):
+def _listed(settings):
     return ", ".join(f"{key} {json.dumps(value)}" for key, value in settings.items()) or "none"
-
-
-def _answerers(answerers):
-    stages = ({"name": name, **settings} for name, settings in answerers.items())
-    return "\n".join(f"   - {_stage(stage)}" for stage in stages)
-
-
-def _skipped(errors):
-    if not errors:
-        return "No item was skipped because of an error."
-    lines = [f"{len(errors):,} items were skipped because of an error:", ""]
-    lines += [f"- {sentence}" for sentence in list(errors.values())[:SHOWN]]
-    if len(errors) > SHOWN:
-        lines.append(f"- and {len(errors) - SHOWN:,} more, in `errors.jsonl`")
-    return "\n".join(lines)
-
-
-def _chosen(pairs):
-    """How often each answerer was chosen and rejected: one that always loses teaches its style."""
-    counts = {side: Counter() for side in ("chosen", "rejected")}
-    for text in pairs["origin_split"]:
-        told = json.loads(text)
-        for side, count in counts.items():
-            count[told[side]["answerer"]] += 1
-    names = sorted({*counts["chosen"], *counts["rejected"]})
-    lines = [(name, *(f"{count[name]:,}" for count in counts.values())) for name in names]
-    return _table(("answerer", "chosen", "rejected"), lines)
 
 
 def _table(head, lines):

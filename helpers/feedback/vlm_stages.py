@@ -1,25 +1,25 @@
-"""Stages that look at the picture with a VLM of the course's own loader.
+"""Stages that look at the picture with the VLM of a track.
 
-    track = choose("t4")
-    answers = Answerer(track, temperature=0.7)(items)        # texts
-    SightedReward(track)(answered)                           # log odds that all of it is true
-    FactCount(track)(answered)                               # minus the sentences that are denied
-
-Each holds the model of its track, from its first call to `release()` (`helpers.feedback.part`).
+answerers = [Answerer(one, temperature=0.7) for one in answer_tracks(choose("t4"))]
+judges = [SightedReward(track), FactCount(track)]
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from helpers.feedback.items import Score
+from helpers.feedback.hub_stages import ModelStage, Weights
 from helpers.feedback.pairing import fact_score
-from helpers.feedback.part import Part, public, require, short
+from helpers.feedback.stages import Score
 from helpers.setup.tracks import Track, choose
 from helpers.vlm.answers import answering, probing, warn_of_cut
 from helpers.vlm.load import load_policy
+
+# Two that a T4 holds in float32 one after another (1 and 2 GB), and that differ in what they see.
+SMALL_VLMS = ("HuggingFaceTB/SmolVLM-256M-Instruct", "HuggingFaceTB/SmolVLM-500M-Instruct")
 
 TRUTHFUL = (
     "Someone was asked about this picture: {question}\nThe answer was: {answer}\n"
@@ -27,43 +27,39 @@ TRUTHFUL = (
 )
 FACT = "Is this true of the picture? {fact} Answer Yes or No."
 
-# Two that a T4 holds in float32 one after another (1 and 2 GB), and that differ in what they see.
-SMALL_VLMS = ("HuggingFaceTB/SmolVLM-256M-Instruct", "HuggingFaceTB/SmolVLM-500M-Instruct")
 
-
-def answer_tracks(track, models=SMALL_VLMS):
+def answer_tracks(track: Track, models: Sequence[str] = SMALL_VLMS) -> list[Track]:
     """The track with each of these models in turn, for one `Answerer` each."""
     return [choose(track.name, model=model) for model in models]
 
 
 @dataclass(eq=False)
-class Looker(Part):
-    """A part whose weights are the model of a track."""
+class VLMStage(ModelStage):
+    """A stage whose weights are the model of a track."""
 
     track: Track
 
     remedy = "lower the track's image_edge or max_new_tokens, or load the model in 4 bits"
 
     @property
+    def weights(self):
+        return Weights(self.track.model)
+
+    @property
     def batch_size(self):
         return self.track.eval_batch
 
     @property
-    def name(self):
-        return short(self.track.model)
-
-    @property
     def settings(self):
         precision = "4 bits" if self.track.quantize else self.track.dtype
-        edge = self.track.image_edge
-        return {"weights": public(self.track.model), "dtype": precision, "image_edge": edge}
+        return super().settings | {"dtype": precision, "image_edge": self.track.image_edge}
 
     def load(self):
         return load_policy(self.track)
 
 
 @dataclass(eq=False)
-class Answerer(Looker):
+class Answerer(VLMStage):
     """Answerer: `item.question` about `item.image`, in the chat template of the model.
 
     Greedy at temperature 0. Else each batch is sampled with a seed made of those of its items: the
@@ -76,11 +72,11 @@ class Answerer(Looker):
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}: 0 is greedy, 1 the model's own")
+        self.by_batch = self.temperature > 0
 
     @property
-    def name(self):
-        how = f" at temperature {self.temperature:g}" if self.temperature else ""
-        return super().name + how
+    def suffix(self):
+        return f" at temperature {self.temperature:g}" if self.temperature else ""
 
     @property
     def settings(self):
@@ -88,57 +84,46 @@ class Answerer(Looker):
         return super().settings | tokens | ({"batch": self.batch_size} if self.temperature else {})
 
     def results(self, items, model, processor):
-        require(items, "question", "image")
-        images, questions = [item.image for item in items], [item.question for item in items]
+        images, questions = zip(*((item.image, item.question) for item in items), strict=True)
         tokens = self.track.max_new_tokens
         job = answering(model, processor, images, questions, tokens, self.temperature)
 
         def run(rows):
-            torch.manual_seed(_one_seed(items[row].seed for row in rows))
+            seeds = np.random.SeedSequence([items[row].seed for row in rows])
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
             return job.run(rows)
 
-        return warn_of_cut(self.run(replace(job, run=run), items), tokens)
+        return warn_of_cut(self.run(replace(job, run=run)), tokens)
 
 
-def _one_seed(seeds):
-    return int(np.random.SeedSequence(list(seeds)).generate_state(1)[0])
-
-
-class Asker(Looker):
+class YesNoReward(VLMStage):
     """An answer reward made of yes/no questions about the picture, in one batch of all of them.
 
     A kind of it defines `questions(item) -> list` and `score([(question, log odds of yes)])`.
     """
 
+    @property
+    def settings(self):
+        return super().settings | {"ask": self.ask}
+
     def results(self, items, model, processor):
-        require(items, "question", "image", "answer")
         asked = [(row, text) for row, item in enumerate(items) for text in self.questions(item)]
-        about = [items[row] for row, _ in asked]
-        images, texts = [item.image for item in about], [text for _, text in asked]
-        job = probing(model, processor, images, texts)
-        found = [[] for _ in items]
-        for (row, text), odds in zip(asked, self.run(job, about), strict=True):
-            found[row].append((text, odds))
-        return [self.score(replies) for replies in found]
+        images, texts = [items[row].image for row, _ in asked], [text for _, text in asked]
+        odds = self.run(probing(model, processor, images, texts))
+        replies = [[] for _ in items]
+        for (row, text), value in zip(asked, odds, strict=True):
+            replies[row].append((text, value))
+        return [self.score(some) for some in replies]
 
 
-@dataclass(eq=False)
-class SightedReward(Asker):
+class SightedReward(YesNoReward):
     """Answer reward that looks: log p(Yes) - log p(No) to "is everything in the answer true?".
 
     One question for the whole answer, as VQAScore asks about a caption (arXiv 2404.01291); log
     odds rank as the probability does and do not round to 1. Score(None) for an empty answer.
     """
 
-    ask: str = TRUTHFUL
-
-    @property
-    def name(self):
-        return f"{super().name} (yes or no)"
-
-    @property
-    def settings(self):
-        return super().settings | {"ask": self.ask}
+    ask, suffix = TRUTHFUL, " (yes or no)"
 
     def questions(self, item):
         asked = self.ask.format(question=item.question, answer=item.answer)
@@ -148,8 +133,7 @@ class SightedReward(Asker):
         return Score(replies[0][1] if replies else None)
 
 
-@dataclass(eq=False)
-class FactCount(Asker):
+class FactCount(YesNoReward):
     """Answer reward that looks at every fact: minus the number of facts that the model denies.
 
     RLAIF-V's rule (arXiv 2405.17220, section 3). There a language model splits the answer into
@@ -158,15 +142,7 @@ class FactCount(Asker):
     a filter. Score(None) for an answer without a sentence.
     """
 
-    ask: str = FACT
-
-    @property
-    def name(self):
-        return f"{super().name} (facts)"
-
-    @property
-    def settings(self):
-        return super().settings | {"ask": self.ask}
+    ask, suffix = FACT, " (facts)"
 
     def questions(self, item):
         return [self.ask.format(fact=sentence) for sentence in sentences(item.answer)]
@@ -176,8 +152,8 @@ class FactCount(Asker):
         return Score(fact_score(accepted for _, accepted in facts), {"facts": facts})
 
 
-def sentences(text):
+def sentences(text: str) -> list[str]:
     """The sentences and list points of a text, without bullets; those without a letter are none."""
-    parts = re.split(r"(?<=[.!?;])\s+|\s*\n\s*", text)
-    bare = (re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", part.strip()) for part in parts)
-    return [part for part in bare if re.search(r"[^\W\d_]", part)]
+    pieces = re.split(r"(?<=[.!?;])\s+|\s*\n\s*", text)
+    bare = (re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", piece.strip()) for piece in pieces)
+    return [piece for piece in bare if re.search(r"[^\W\d_]", piece)]

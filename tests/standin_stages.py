@@ -1,4 +1,4 @@
-"""Small doubles of what helpers.feedback.real_parts loads: the real classes, random weights.
+"""Small doubles of what helpers.feedback.hub_stages loads: the real classes, random weights.
 
     Painter(Weights(str(sd_turbo(tmp_path)), variant="fp16"), size=64)
 

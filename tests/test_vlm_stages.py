@@ -1,4 +1,4 @@
-"""The real parts of the pipeline, with tiny random checkpoints of the classes they load."""
+"""The stages of the GPU tracks, with tiny random checkpoints of the classes they load."""
 
 import gc
 import weakref
@@ -12,9 +12,18 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, Qwen3ForCausalLM
 
-from helpers.feedback import real_parts
-from helpers.feedback.items import Item, Prompt, name_of, settings_of, text_only
-from helpers.feedback.lookers import (
+from helpers.feedback.hub_stages import (
+    PICKSCORE,
+    SD_TURBO,
+    Painter,
+    PromptFit,
+    TextOnlyReward,
+    Weights,
+)
+from helpers.feedback.pairing import Pair
+from helpers.feedback.pipeline import Pipeline, Settings, run
+from helpers.feedback.stages import Item, Prompt, SynthesisError, name_of, settings_of, text_only
+from helpers.feedback.vlm_stages import (
     FACT,
     TRUTHFUL,
     Answerer,
@@ -23,25 +32,20 @@ from helpers.feedback.lookers import (
     answer_tracks,
     sentences,
 )
-from helpers.feedback.pairing import Pair
-from helpers.feedback.part import PartError, Weights
-from helpers.feedback.pipeline import run
-from helpers.feedback.plan import Parts, Settings
-from helpers.feedback.real_parts import Painter, PromptFit, TextOnlyReward
 from helpers.pairs.check import check_pairs
 from helpers.pairs.format import to_conversational
 from helpers.setup.tracks import choose
 from helpers.vlm.answers import Answer, answers, yes_no_log_odds
 from helpers.vlm.load import ModelError, load_policy
-from tests import standin, standin_parts
+from tests import standin, standin_stages
 
 # Random models do not end their answers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*answers were cut")
 
 MAKERS = {
-    "sd_turbo": standin_parts.sd_turbo,
-    "pickscore": standin_parts.pickscore,
-    "skywork": standin_parts.skywork,
+    "sd_turbo": standin_stages.sd_turbo,
+    "pickscore": standin_stages.pickscore,
+    "skywork": standin_stages.skywork,
     "smolvlm": standin.smolvlm,
 }
 TEXTS = ("A red dog. It sleeps.", "Two cars and a tree", "- a lamp\n- a plate\n", "No.", "Yes!")
@@ -62,7 +66,7 @@ def track(folders):
 
 @pytest.fixture(scope="module")
 def make(folders, track):
-    """A function that makes a part of any kind, small and on the CPU."""
+    """A function that makes a stage of any kind, small and on the CPU."""
 
     def make(kind, **settings):
         if kind is Painter:
@@ -116,52 +120,44 @@ def alike(results, others):
     return all(same(a, b) for a, b in zip(results, others, strict=True))
 
 
-# --- every part --------------------------------------------------------------------------------
+# --- every stage --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_part_gives_one_result_an_item_and_loads_once(kind, make, items, monkeypatch):
-    part, loads = make(kind), []
+def test_a_stage_gives_one_result_an_item_and_loads_once(kind, make, items, monkeypatch):
+    stage, loads = make(kind), []
     monkeypatch.setattr(kind, "load", lambda self, load=kind.load: loads.append(1) or load(self))
-    assert list(part([])) == [] and not loads
-    assert len(list(part(items))) == 5
-    assert len(list(part(items[:1]))) == 1
+    assert list(stage([])) == [] and not loads
+    assert len(list(stage(items))) == 5
+    assert len(list(stage(items[:1]))) == 1
     assert len(loads) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_release_frees_the_weights_and_the_next_call_loads_them_again(kind, make, items):
-    with make(kind) as part:
-        before = list(part(items[:2]))
-        model = part.loaded[0]
-        watched = [weakref.ref(m) for m in getattr(model, "components", {"": model}).values() if m]
-        del model
-        gc.collect()
-        assert all(ref() is not None for ref in watched)
+    stage = make(kind)
+    before = list(stage(items[:2]))
+    model = stage.loaded[0]
+    watched = [weakref.ref(m) for m in getattr(model, "components", {"": model}).values() if m]
+    del model
+    gc.collect()
+    assert all(ref() is not None for ref in watched)
+    stage.release()
     assert not any(ref() for ref in watched)
-    assert alike(part(items[:2]), before)
+    assert alike(stage(items[:2]), before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_a_part_is_goes_into_the_card_without_a_path(kind, make, folders):
-    part = make(kind)
-    told = str([name_of(part), settings_of(part)])
-    assert all(str(folder.parent) not in told for folder in folders.values())
-
-
-def test_settings_that_change_results_are_told(make, track):
+def test_settings_that_change_results_are_told_without_a_path(make, track, folders):
+    for kind in KINDS:
+        told = str([name_of(make(kind)), settings_of(make(kind))])
+        assert all(str(folder.parent) not in told for folder in folders.values())
     assert settings_of(make(Painter, steps=2)) != settings_of(make(Painter, steps=3))
     assert settings_of(make(Painter, guidance=5.0)) != settings_of(make(Painter))
     warm = make(Answerer, temperature=1.0)
-    assert name_of(warm) != name_of(make(Answerer))
+    assert name_of(warm) != name_of(make(Answerer)) and warm.by_batch
     assert settings_of(warm)["batch"] == track.eval_batch
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_item_that_no_stage_has_come_to_yet_is_named(kind, make, items):
-    bare = replace(items[1], prompt=None, image=None, answer=None)
-    with pytest.raises(PartError, match="item 1/0 has no .*stages before"):
-        list(make(kind)([items[0], bare]))
+    tracks = answer_tracks(choose("t4"))
+    assert len({name_of(Answerer(track)) for track in tracks}) == len(tracks) >= 2
 
 
 # --- pictures ----------------------------------------------------------------------------------
@@ -182,8 +178,13 @@ def test_a_picture_hangs_on_its_seed_and_prompt_and_not_on_its_batch(make, items
     assert off_by(same, other_prompt) > 0
 
 
-def test_pictures_have_the_size_asked_for(make, items):
-    assert {(p.size, p.mode) for p in make(Painter, size=96)(items[:2])} == {((96, 96), "RGB")}
+def test_size_steps_and_guidance_reach_the_model(make, items):
+    plain, more, guided, large = (
+        list(make(Painter, **settings)(items[:1]))[0]
+        for settings in ({}, {"steps": 3}, {"guidance": 7.0}, {"size": 96})
+    )
+    assert off_by(plain, more) > 0 and off_by(plain, guided) > 0
+    assert (large.size, large.mode) == ((96, 96), "RGB")
     for size in (0, 63, -8):
         with pytest.raises(ValueError, match=f"size={size}: .*multiple of 8"):
             make(Painter, size=size)
@@ -191,25 +192,19 @@ def test_pictures_have_the_size_asked_for(make, items):
         make(Painter, steps=0)
 
 
-def test_steps_and_guidance_reach_the_model(make, items):
-    plain, more, guided = (
-        list(make(Painter, **settings)(items[:1]))[0]
-        for settings in ({}, {"steps": 3}, {"guidance": 7.0})
-    )
-    assert off_by(plain, more) > 0 and off_by(plain, guided) > 0
-
-
 def test_what_float16_cannot_hold_is_told_and_float32_draws_it(make, items, tmp_path):
-    weights = Weights(str(standin_parts.sd_turbo(tmp_path, overflowing=True)), variant="fp16")
+    weights = Weights(str(standin_stages.sd_turbo(tmp_path, overflowing=True)), variant="fp16")
     assert np.ptp(list(make(Painter, weights=weights, size=32)(items[:1]))[0]) > 0
     half = make(Painter, weights=weights, size=32, dtype="float16")
-    with pytest.raises(PartError, match="item 0/0, 'a red dog'.*not a number.*dtype='float32'"):
+    with pytest.raises(
+        SynthesisError, match="item 0/0, 'a red dog'.*not a number.*dtype='float32'"
+    ):
         list(half(items[:1]))
 
 
 def test_a_picture_that_a_safety_checker_took_is_told(make, items, tmp_path):
-    weights = Weights(str(standin_parts.sd_turbo(tmp_path, censored=True)), variant="fp16")
-    with pytest.raises(PartError, match="item 2/0, 'a grey dog'.*safety checker"):
+    weights = Weights(str(standin_stages.sd_turbo(tmp_path, censored=True)), variant="fp16")
+    with pytest.raises(SynthesisError, match="item 2/0, 'a grey dog'.*safety checker"):
         list(make(Painter, weights=weights)(items[2:3]))
 
 
@@ -228,20 +223,20 @@ def stub_pipe(room=9, black=()):
 
 
 def test_pictures_before_a_black_one_are_not_lost(make, items):
-    part = make(Painter, batch_size=5)
-    part.loaded = (stub_pipe(black=["a grey dog"]),)
+    stage = make(Painter, batch_size=5)
+    stage.loaded = (stub_pipe(black=["a grey dog"]),)
     kept = []
-    with pytest.raises(PartError, match="item 2/0, 'a grey dog'.*one colour"):
-        kept.extend(part(items))
+    with pytest.raises(SynthesisError, match="item 2/0, 'a grey dog'.*one colour"):
+        kept.extend(stage(items))
     assert len(kept) == 2
 
 
 def test_memory_that_is_too_small_for_a_batch_halves_it(make, items):
-    part = make(Painter, batch_size=5)
-    part.loaded = (stub_pipe(room=1),)
-    tight = list(part(items))
-    part.loaded = (stub_pipe(),)
-    assert alike(tight, part(items))
+    stage = make(Painter, batch_size=5)
+    stage.loaded = (stub_pipe(room=1),)
+    tight = list(stage(items))
+    stage.loaded = (stub_pipe(),)
+    assert alike(tight, stage(items))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -249,12 +244,12 @@ def test_memory_that_is_too_small_for_one_item_names_it(kind, make, items, monke
     def full(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    part = make(kind)
-    part.loaded = part.load()
+    stage = make(kind)
+    stage.loaded = stage.load()
     method = {Painter: "__call__", Answerer: "generate"}.get(kind, "forward")
-    monkeypatch.setattr(type(part.loaded[0]), method, full)
-    with pytest.raises(PartError, match=r"item 3/0: not enough memory for \S+.*: \w+"):
-        list(part(items[3:4]))
+    monkeypatch.setattr(type(stage.loaded[0]), method, full)
+    with pytest.raises(SynthesisError, match=r"not enough memory for \S+.*: \w+"):
+        list(stage(items[3:4]))
 
 
 # --- the image reward --------------------------------------------------------------------------
@@ -285,13 +280,13 @@ def test_the_image_reward_hangs_on_picture_and_prompt(make, items):
     assert same == pytest.approx(other, abs=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 @pytest.mark.parametrize("kind", [PromptFit, Answerer, SightedReward, FactCount])
 def test_pictures_of_any_mode_are_read_in_colour(kind, mode, make, items):
     picture = items[0].image.convert(mode)
-    part = make(kind)
+    stage = make(kind)
     odd, colour = (
-        part([replace(items[0], image=image)]) for image in (picture, picture.convert("RGB"))
+        stage([replace(items[0], image=image)]) for image in (picture, picture.convert("RGB"))
     )
     assert alike(odd, colour)
 
@@ -321,22 +316,15 @@ def test_greedy_answers_are_those_of_the_models_own_answers(make, items, track):
 
 
 def test_sampled_answers_hang_on_the_items_seeds_and_on_nothing_else(make, items):
-    part = make(Answerer, temperature=1.0)
-    first = part(items)
+    stage = make(Answerer, temperature=1.0)
+    first = stage(items)
     torch.manual_seed(1234)
     torch.rand(7)
-    assert part(items) == first
-    reseeded = part([replace(item, seed=item.seed + 1000) for item in items])
+    assert stage(items) == first
+    reseeded = stage([replace(item, seed=item.seed + 1000) for item in items])
     assert reseeded != first
     with pytest.raises(ValueError, match="temperature=-1"):
         make(Answerer, temperature=-1)
-
-
-def test_a_track_has_two_answerers_of_different_models():
-    found = answer_tracks(choose("t4"))
-    assert len(found) >= 2 and len({track.model for track in found}) == len(found)
-    assert {track.name for track in found} == {"t4"}
-    assert len({name_of(Answerer(track)) for track in found}) == len(found)
 
 
 # --- the reward that reads text only -----------------------------------------------------------
@@ -344,20 +332,16 @@ def test_a_track_has_two_answerers_of_different_models():
 
 def test_the_text_reward_never_gets_the_picture(make, items):
     blank = [replace(item, image=items[-1].image, prompt="", about={}) for item in items]
-    part = make(TextOnlyReward)
-    scores = part(items)
-    assert alike(scores, part(blank)) and alike(scores, text_only(part)(items))
-    bare = [
-        SimpleNamespace(key=i.key, prompt="", question=i.question, answer=i.answer) for i in items
-    ]
-    assert alike(part(bare), scores)  # an item that has no picture to look at
+    stage = make(TextOnlyReward)
+    scores = stage(items)
+    assert alike(scores, stage(blank)) and alike(scores, text_only(stage)(items))
 
 
 def test_the_text_reward_hangs_on_question_and_answer_and_not_on_padding(make, items, folders):
-    part = make(TextOnlyReward, batch_size=5)
-    together = part(items)
+    stage = make(TextOnlyReward, batch_size=5)
+    together = stage(items)
     assert len(set(together)) == 5
-    model, tokenizer = part.loaded
+    model, tokenizer = stage.loaded
     for item, score in zip(items, together, strict=True):
         text = (
             f"<|im_start|>user\n{item.question}<|im_end|>\n"
@@ -366,21 +350,19 @@ def test_the_text_reward_hangs_on_question_and_answer_and_not_on_padding(make, i
         with torch.no_grad():
             states = model.model(**tokenizer(text, return_tensors="pt")).last_hidden_state
             assert score == pytest.approx(model.score(states[0, -1]).item(), abs=1e-5)
-    assert part([replace(items[0], question="Why?")]) != together[:1]
-
-
-def test_a_language_model_is_not_taken_for_a_reward_model(make, items, tmp_path):
-    folder = standin_parts.skywork(tmp_path, kind=Qwen3ForCausalLM)
-    with pytest.raises(ModelError, match="has no score.weight: it was not trained as a Qwen3"):
-        make(TextOnlyReward, weights=Weights(str(folder)))(items)
+    assert stage([replace(items[0], question="Why?")]) != together[:1]
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [({"labels": 2}, "has 2 outputs"), ({"template": None}, "no chat template")],
+    [
+        ({"labels": 2}, "has 2 outputs"),
+        ({"template": None}, "no chat template"),
+        ({"kind": Qwen3ForCausalLM}, "has no score.weight: it was not trained as a Qwen3"),
+    ],
 )
 def test_what_is_no_reward_model_for_conversations_is_refused(how, message, make, items, tmp_path):
-    folder = standin_parts.skywork(tmp_path, **how)
+    folder = standin_stages.skywork(tmp_path, **how)
     with pytest.raises(ModelError, match=message):
         make(TextOnlyReward, weights=Weights(str(folder)))(items)
 
@@ -393,15 +375,19 @@ def test_the_sighted_reward_is_the_log_odds_of_yes_and_changes_with_the_picture(
     asked = [TRUTHFUL.format(question=item.question, answer=item.answer) for item in items]
     images = [item.image for item in items]
     wanted = yes_no_log_odds(model, processor, images, asked).tolist()
-    part = make(SightedReward)
-    assert part(items) == pytest.approx(wanted, abs=1e-5)
-    swapped = part([replace(items[0], image=items[1].image), items[0]])
+    stage = make(SightedReward)
+    assert stage(items) == pytest.approx(wanted, abs=1e-5)
+    swapped = stage([replace(items[0], image=items[1].image), items[0]])
     assert swapped[0] != pytest.approx(swapped[1], abs=1e-6)
 
 
 def test_facts_are_counted_as_the_model_denies_them(make, items, track):
     model, processor = load_policy(track)
-    scores = make(FactCount)(items)
+    stage = make(FactCount)
+    assert stage.score([("a", 2.0), ("b", -0.5), ("c", -3.0), ("d", 0.0)]) == -3.0
+    odd = replace(items[0], answer="A {fact} and {0} in {braces.", question="{answer}?")
+    assert len(stage([odd])) == len(make(SightedReward)([odd])) == 1
+    scores = stage(items)
     for item, score in zip(items, scores, strict=True):
         asked = [FACT.format(fact=fact) for fact in sentences(item.answer)]
         odds = yes_no_log_odds(model, processor, [item.image] * len(asked), asked)
@@ -409,25 +395,10 @@ def test_facts_are_counted_as_the_model_denies_them(make, items, track):
         assert score.about["facts"] == [[q, o > 0] for q, o in zip(asked, odds, strict=True)]
 
 
-def test_every_denied_fact_counts_once(make):
-    part = make(FactCount)
-    replies = [("a", 2.0), ("b", -0.5), ("c", -3.0), ("d", 0.0)]
-    assert part.score(replies) == -3.0  # yes must be the likelier one
-    assert part.score(replies[:1]) == 0.0
-
-
 @pytest.mark.parametrize("kind", [SightedReward, FactCount])
-@pytest.mark.parametrize("silence", ["", "  \n "])
-def test_an_empty_answer_has_no_score_and_is_not_the_best(kind, silence, make, items):
-    found = make(kind)([items[0], replace(items[1], answer=silence), items[2]])
+def test_an_empty_answer_has_no_score_and_is_not_the_best(kind, make, items):
+    found = make(kind)([items[0], replace(items[1], answer=" \n "), items[2]])
     assert [score.nothing for score in found] == [False, True, False]
-    alone = make(kind)([replace(items[1], answer=silence)])
-    assert alone[0].nothing
-
-
-def test_braces_in_answers_are_text(make, items):
-    odd = replace(items[0], answer="A {fact} and {0} in {braces.", question="{answer}?")
-    assert len(make(FactCount)([odd])) == len(make(SightedReward)([odd])) == 1
 
 
 @pytest.mark.parametrize(
@@ -461,19 +432,19 @@ def test_pickled_weights_are_refused(case, make, items, track, tmp_path, monkeyp
     kind, file = FILES[case]
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
     name = case.split()[0]
-    folder = standin_parts.pickled(MAKERS[name](tmp_path), file)
+    folder = standin_stages.pickled(MAKERS[name](tmp_path), file)
     assert list(folder.rglob("*.bin"))
     if kind is Answerer:
-        part = Answerer(replace(track, model=str(folder)))
+        stage = Answerer(replace(track, model=str(folder)))
     else:
         variant = "fp16" if kind is Painter else None
-        part = make(kind, weights=Weights(str(folder), variant=variant))
+        stage = make(kind, weights=Weights(str(folder), variant=variant))
     with pytest.raises(ModelError, match="safetensors|no checkpoint in"):
-        list(part(items[:1]))
+        list(stage(items[:1]))
 
 
 @pytest.mark.parametrize("kind", [Painter, PromptFit, TextOnlyReward])
-def test_parts_come_from_the_hub_at_their_revision(kind, hub, make, folders, items, tmp_path):
+def test_stages_come_from_the_hub_at_their_revision(kind, hub, make, folders, items, tmp_path):
     name = {Painter: "sd_turbo", PromptFit: "pickscore", TextOnlyReward: "skywork"}[kind]
     hub.add("models", "me/part", folders[name])
     hub.add("models", "me/part", {"model.bin": b"pickle", "pytorch_model.bin": b"pickle"})
@@ -481,13 +452,13 @@ def test_parts_come_from_the_hub_at_their_revision(kind, hub, make, folders, ite
     hub.add(
         "models", "me/part", {"README.md": "newer", "config.json": "{", "model_index.json": "{"}
     )
-    part = make(kind, weights=replace(make(kind).weights, name="me/part", revision=sha))
-    assert alike(part(items[:2]), make(kind)(items[:2]))
+    stage = make(kind, weights=replace(make(kind).weights, name="me/part", revision=sha))
+    assert alike(stage(items[:2]), make(kind)(items[:2]))
     assert not [path for _, path in hub.requests if ".bin" in path]
-    assert settings_of(part)["weights"] == f"me/part@{sha}"
+    assert settings_of(stage)["weights"] == f"me/part@{sha}"
 
 
-def test_a_gated_part_is_a_sentence_without_the_token(hub, make, folders, items, monkeypatch):
+def test_a_gated_stage_is_a_sentence_without_the_token(hub, make, folders, items, monkeypatch):
     hub.add("models", "me/part", folders["pickscore"], gated=True)
     monkeypatch.setenv("HF_TOKEN", "hf_stranger")
     with pytest.raises(ModelError, match="me/part cannot be read .*check the name") as caught:
@@ -496,8 +467,7 @@ def test_a_gated_part_is_a_sentence_without_the_token(hub, make, folders, items,
 
 
 def test_the_published_checkpoints_are_pinned_where_a_revision_is_known():
-    for weights in (real_parts.SD_TURBO, real_parts.PICKSCORE):
-        assert len(weights.revision) == 40
+    assert len(SD_TURBO.revision) == len(PICKSCORE.revision) == 40
 
 
 # --- the whole pipeline ------------------------------------------------------------------------
@@ -506,8 +476,8 @@ def test_the_published_checkpoints_are_pinned_where_a_revision_is_known():
 def test_the_pipeline_holds_one_model_at_a_time_and_makes_sound_pairs(make, monkeypatch, tmp_path):
     prompts = [Prompt(f"a {colour} dog", f"What is {colour}?") for colour in ("red", "blue")]
     answerers = [make(Answerer), make(Answerer, temperature=1.0)]
-    parts = Parts(make(Painter), make(PromptFit), answerers, make(FactCount), every_two)
-    stages, held = [parts.generator, parts.image_reward, *answerers, parts.answer_reward], []
+    stages, held = [make(Painter), make(PromptFit), *answerers, make(FactCount)], []
+    pipeline = Pipeline(*stages[:2], answerers, stages[-1], every_two)
     for stage in stages:
         load = type(stage).load
         monkeypatch.setattr(stage, "load", lambda stage=stage, load=load: holding(load(stage)))
@@ -517,11 +487,11 @@ def test_the_pipeline_holds_one_model_at_a_time_and_makes_sound_pairs(make, monk
         return loaded
 
     settings = Settings(candidates=2, samples=2, batch_size=3)
-    pairs = run(prompts, parts, settings, tmp_path)
+    pairs = run(prompts, pipeline, settings, tmp_path)
     assert held == [0] * 5 and not any(stage.loaded for stage in stages)
     assert check_pairs(to_conversational(pairs)) == [] and len(pairs) > 0
     assert {row["image"].size for row in pairs} == {(64, 64)}
-    again = run(prompts, parts, settings, tmp_path)
+    again = run(prompts, pipeline, settings, tmp_path)
     assert len(held) == 5 and again[:] == pairs[:]  # nothing was loaded for what is there
 
 

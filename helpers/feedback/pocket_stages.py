@@ -1,9 +1,9 @@
-"""The pipeline's parts on the pocket track: a drawer with flaws, those who answer, and judges.
+"""The pipeline's stages on the pocket track: a drawer with flaws, those who answer, and judges.
 
     model, processor = pocket.load()
     answerers = [PocketAnswerer(model, processor, heat) for heat in (0.5, 1.0)]
-    parts = Parts(Drawer(), matches_prompt, answerers, tells_truth)
-    pairs = run(pocket_prompts(200), parts, Settings(batch_size=128), "runs/07/truth")
+    pipeline = Pipeline(Drawer(), matches_prompt, answerers, tells_truth)
+    pairs = run(pocket_prompts(200), pipeline, Settings(batch_size=128), "runs/07", "truth")
 
 A prompt describes a scene, and the drawer, who knows it, forgets things and takes wrong colours.
 What it drew is known too: `about` holds both scenes, "intended" and "scene", so that every judge
@@ -13,6 +13,7 @@ can be held against the exact truth.
 import hashlib
 import random
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,11 @@ from typing import ClassVar
 from peft import PeftModel
 from tqdm.auto import tqdm
 
-from helpers.feedback.items import (
+from helpers.feedback.pairing import fact_score
+from helpers.feedback.sources import preference_scenes
+from helpers.feedback.stages import (
     Drawn,
+    Item,
     Prompt,
     Score,
     name_of,
@@ -30,40 +34,32 @@ from helpers.feedback.items import (
     settings_of,
     text_only,
 )
-from helpers.feedback.own_samples import preference_scenes
-from helpers.feedback.pairing import fact_score
 from helpers.vlm import pocket
 from helpers.vlm.answers import answers, yes_no_answers
 from helpers.vlm.load import ModelError, model_digest
+from helpers.world import scenes as world
 from helpers.world.drawings import COLOURS
-from helpers.world.scenes import (
-    COUNTS,
-    DESCRIBE,
-    FREE,
-    NOUNS,
-    Scene,
-    describe,
-    draw,
-    grade,
-    part_of,
-)
+from helpers.world.scenes import Scene
 
 TOGETHER = 256  # pictures at once in the pocket model
+PHRASE = re.compile(
+    rf"\b(?:({'|'.join(world.COUNTS)}) )?(?:({'|'.join(COLOURS)}) )?({'|'.join(world.NOUNS)})s?\b"
+)
 
 
-def pocket_prompts(count, seed=0):
+def pocket_prompts(count: int, seed: int | str = 0) -> list[Prompt]:
     """Prompts that describe scenes, every other one a trap, none of them a test scene.
 
     The same for the same arguments; different seeds share no scene.
     """
     scenes = preference_scenes(count + count % 2, seed)[:count]
     return [
-        Prompt(f"Draw this: {describe(scene)}", DESCRIBE, {"intended": scene.to_json()})
+        Prompt(f"Draw this: {world.describe(scene)}", world.DESCRIBE, {"intended": scene.to_json()})
         for scene in scenes
     ]
 
 
-# --- the generator ---------------------------------------------------------------------------
+# --- the generator -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Drawer:
     """Draws what a prompt of `pocket_prompts` intends, with flaws; every candidate differs.
 
     missing: how often one kind of thing is left out; recoloured: how often one gets another colour.
-    A `Drawn` knows its "scene". A flaw never makes a scene of the test part.
+    A `Drawn` knows its "scene". A flaw never makes a test scene.
     """
 
     missing: float = 0.4
@@ -87,20 +83,19 @@ class Drawer:
     def settings(self):
         return asdict(self)
 
-    def __call__(self, items):
+    def __call__(self, items: list[Item]) -> list[Drawn]:
         return [self._draw(item) for item in items]
 
     def _draw(self, item):
         rng, intended = random.Random(item.seed), _scene(item, "intended")
-        things = self._flawed(intended.things, rng)
-        for _ in range(20):
-            if part_of(things) != "test":
-                break
+        for _ in range(21):
             things = self._flawed(intended.things, rng)
+            if world.part_of(things) != "test":
+                break
         else:
             things = intended.things
         scene = Scene(tuple(things), rng.randrange(2**31))  # a grain of its own
-        return Drawn(draw(scene), {"scene": scene.to_json()})
+        return Drawn(world.draw(scene), {"scene": scene.to_json()})
 
     def _flawed(self, things, rng):
         """One thing less, one in another colour, both or neither. Something coloured stays."""
@@ -117,7 +112,7 @@ class Drawer:
         return things
 
 
-# --- answerers -------------------------------------------------------------------------------
+# --- answerers -----------------------------------------------------------------------------------
 
 
 class PocketAnswerer:
@@ -126,12 +121,12 @@ class PocketAnswerer:
     One random generator serves a batch, seeded from the seeds of its items.
     """
 
-    def __init__(self, model, processor, temperature=1.0, name="pocket"):
+    def __init__(self, model, processor, temperature: float = 1.0, name: str = "pocket"):
         self.model, self.processor, self.temperature = model, processor, temperature
-        self.name = f"{name} at {temperature:g}"
+        self.name, self.by_batch = f"{name} at {temperature:g}", temperature > 0
         self.settings = {"temperature": temperature, "weights": model_digest(model)}
 
-    def __call__(self, items):
+    def __call__(self, items: list[Item]) -> list[str]:
         seeds = ",".join(str(item.seed) for item in items)
         return answers(
             self.model,
@@ -141,11 +136,11 @@ class PocketAnswerer:
             batch_size=TOGETHER,
             temperature=self.temperature,
             seed=int(hashlib.sha256(seeds.encode()).hexdigest()[:12], 16),
-            bar=_no_bar(),
+            bar=tqdm(disable=True),  # the run has one
         )
 
 
-def adapted(folder):
+def adapted(folder: str | Path):
     """(model, processor): the pocket model with the adapter in a folder, such as lesson 04's.
 
     Raises ModelError if there is none.
@@ -156,22 +151,32 @@ def adapted(folder):
     return PeftModel.from_pretrained(model, folder).eval(), processor
 
 
-# --- judges of pictures ----------------------------------------------------------------------
+# --- judges --------------------------------------------------------------------------------------
 
 
-def matches_prompt(items):
+def matches_prompt(items: list[Item]) -> list[float]:
     """The exact truth: minus the phrases that tell the drawn scene from the intended one."""
-    return [_errors(_scene(item, "intended"), describe(_scene(item))) for item in items]
+    return [_minus_errors(_scene(item, "intended"), world.describe(_scene(item))) for item in items]
 
 
-def noisy(reward, spread=1.0):
+def tells_truth(items: list[Item]) -> list[float]:
+    """The exact truth: minus the phrases that are false of the drawn scene or missing."""
+    return [_minus_errors(_scene(item), item.answer) for item in items]
+
+
+def noisy(reward: Callable, spread: float = 1.0) -> Callable:
     """The reward plus normal noise of this standard deviation, from each item's seed."""
 
     def judge(items):
-        return [
-            _with_noise(score, random.Random(item.seed).gauss(0, spread))
-            for item, score in zip(items, reward(items), strict=True)
-        ]
+        scores = []
+        for item, score in zip(items, reward(items), strict=True):
+            noise = random.Random(item.seed).gauss(0, spread)
+            if isinstance(score, Score):
+                score = score if score.nothing else Score(score + noise, score.about)
+            else:
+                score += noise
+            scores.append(score)
+        return scores
 
     judge.name = f"{name_of(reward)} with noise"
     judge.settings = {"spread": spread, **settings_of(reward)}
@@ -179,21 +184,7 @@ def noisy(reward, spread=1.0):
     return judge
 
 
-def _with_noise(score, error):
-    if isinstance(score, Score):
-        return score if score.nothing else Score(score + error, score.about)
-    return score + error
-
-
-# --- judges of answers -----------------------------------------------------------------------
-
-
-def tells_truth(items):
-    """The exact truth: minus the phrases that are false of the drawn scene or missing."""
-    return [_errors(_scene(item), item.answer) for item in items]
-
-
-def count_words(items):
+def count_words(items: list[Item]) -> list[int]:
     return [len(item.answer.split()) for item in items]
 
 
@@ -214,54 +205,41 @@ class PocketFactCount:
         self.model, self.processor = model, processor
         self.settings = {"weights": model_digest(model)}
 
-    def __call__(self, items):
+    def __call__(self, items: list[Item]) -> list[Score]:
         asked = [(item, question) for item in items for question in facts_of(item.answer)]
         images, questions = [item.image for item, _ in asked], [question for _, question in asked]
-        said = yes_no_answers(
-            self.model, self.processor, images, questions, batch_size=TOGETHER, bar=_no_bar()
-        )
-        found = {item.key: [] for item in items}
+        how = {"batch_size": TOGETHER, "bar": tqdm(disable=True)}
+        said = yes_no_answers(self.model, self.processor, images, questions, **how)
+        facts = {item.key: [] for item in items}
         for (item, question), answer in zip(asked, said, strict=True):
-            found[item.key].append((question, answer == "yes"))
-        return [_fact_score(found[item.key]) for item in items]
+            facts[item.key].append((question, answer == "yes"))
+        return [
+            Score(fact_score(accepted for _, accepted in found), {"facts": found})
+            for found in (facts[item.key] for item in items)
+        ]
 
 
-PHRASE = re.compile(
-    rf"\b(?:({'|'.join(COUNTS)}) )?(?:({'|'.join(COLOURS)}) )?({'|'.join(NOUNS)})s?\b"
-)
-
-
-def facts_of(answer):
+def facts_of(answer: str) -> list[str]:
     """The facts of an answer as questions of `world.probes`' kinds: existence, colour, count.
 
     Counts are asked of the things that may come several times. Where a thing is has no such
     question, and is not asked.
     """
-    return [question for said in PHRASE.findall(answer) for question in _questions(*said)]
+    questions = []
+    for count, colour, noun in PHRASE.findall(answer):
+        many = count in world.COUNTS[2:]
+        verb, name = ("Are", noun + "s") if many else ("Is", noun)
+        questions.append(f"Is there {'an' if noun[0] in 'aeiou' else 'a'} {noun}?")
+        if colour:
+            questions.append(f"{verb} the {name} {colour}?")
+        if noun in world.FREE and count in world.COUNTS[1:]:
+            questions.append(f"{verb} there exactly {count if many else 'one'} {name}?")
+    return questions
 
 
-def _questions(count, colour, noun):
-    many = count in COUNTS[2:]
-    verb, name = ("Are", noun + "s") if many else ("Is", noun)
-    yield f"Is there {'an' if noun[0] in 'aeiou' else 'a'} {noun}?"
-    if colour:
-        yield f"{verb} the {name} {colour}?"
-    if noun in FREE and count in COUNTS[1:]:
-        yield f"{verb} there exactly {count if many else 'one'} {name}?"
-
-
-def _fact_score(facts):
-    return Score(fact_score(accepted for _, accepted in facts), {"facts": facts})
-
-
-def _errors(scene, caption):
-    return -float(sum(grade(scene, caption)))
+def _minus_errors(scene, caption):
+    return -float(sum(world.grade(scene, caption)))
 
 
 def _scene(item, which="scene"):
     return Scene.from_json(item.about[which])
-
-
-def _no_bar():
-    """The run has one bar; the model's own would come between."""
-    return tqdm(disable=True)
