@@ -60,9 +60,12 @@ def main(arguments: list[str] | None = None, cases: list[Case] | None = None) ->
     out = options.out or (kept if options.quick else OUT)
     chosen, store = choose(cases, options), Store(kept)
     records = [Record(case, store) for case in chosen]
+    both = list(zip(chosen, records, strict=True))
+    missing = [(case, case.rounds - len(record.rounds)) for case, record in both]
+    to_go = sum(case.seconds * (rounds + 1) for case, rounds in missing if rounds > 0)  # a warm-up
     try:
-        with progress_bar(chosen, records) as bar:
-            for case, record in zip(chosen, records, strict=True):
+        with tqdm(total=to_go, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left") as bar:
+            for case, record in both:
                 record.add(command=command(case, options.quick))
                 measure(case, record, kept / f"{case.name}.log", bar)
                 publish([record.found], out, [case.name for case in cases])
@@ -101,16 +104,6 @@ def choose(cases, options):
     chosen = [case for case in cases if case.name in wanted]
     chosen = [in_small(case) if options.quick else case for case in chosen]
     return [replace(case, rounds=options.rounds or case.rounds) for case in chosen]
-
-
-def progress_bar(cases, records):
-    """Over the expected seconds of the rounds to go, one more for each warm-up."""
-    to_go = sum(
-        case.seconds * (case.rounds - len(record.rounds) + 1)
-        for case, record in zip(cases, records, strict=True)
-        if len(record.rounds) < case.rounds
-    )
-    return tqdm(total=to_go, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left")
 
 
 def measure(case, record, log, bar):

@@ -71,8 +71,7 @@ def build(settings, folder):
     }
     for name, trainer in trainers.items():
         require_shared(name, trainer)
-    made, stock = lengths(trainers["TRL"]), trainers["TRL"].model
-    shapes = smolvlm.shapes(stock.config)
+    made, shapes = lengths(trainers["TRL"]), smolvlm.shapes(trainers["TRL"].model.config)
     sides = {}
     for name, trainer in trainers.items():
         cached = trainer.precompute_ref_logps
@@ -81,7 +80,10 @@ def build(settings, folder):
     if track.device == "cuda":  # the other sides' weights are not to take from a side's memory
         cap(T4_GIB + (len(trainers) - 1) * weights(trainers["TRL"]) / 2**30)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(track.autocast, torch.float32)
-    return Contest(sides, track.device, dtype, {"precision": str(dtype)[6:], **described(made)})
+    notes = {"precision": str(dtype)[6:], "pairs": len(made)}
+    for name in ("tiles", "prompt", "chosen", "rejected"):  # means over the pairs
+        notes[name] = round(sum(getattr(pair, name) for pair in made) / len(made), 1)
+    return Contest(sides, track.device, dtype, notes)
 
 
 def require_shared(name, trainer):
@@ -168,10 +170,3 @@ def lengths(trainer):
         pair = flops.Pair(tiles[i] if new else 0, prompts[i], answers[i], answers[count + i])
         found.append(pair)
     return found
-
-
-def described(pairs):
-    """What a batch holds, for the reader: means over its pairs."""
-    fields = ("tiles", "prompt", "chosen", "rejected")
-    means = {name: sum(getattr(pair, name) for pair in pairs) / len(pairs) for name in fields}
-    return {"pairs": len(pairs), **{name: round(value, 1) for name, value in means.items()}}

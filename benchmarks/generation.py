@@ -9,6 +9,7 @@ The items: `captions` of 1,000 scenes; `mixed`, as many captions and generated a
 random order; and 1,000 `probes`, generated or read off the first token.
 """
 
+import operator
 import random
 import sys
 from collections import Counter
@@ -63,17 +64,12 @@ def build(settings, folder):
         new = [1 if way == FIRST_TOKEN else min(length, TOKENS) for length in said[:count]]
         expected = map(parse_yes_no, reference) if way == FIRST_TOKEN else reference
         sides[way] = Side(
-            lambda run=run, expected=list(expected): float(same(run(), expected)),
+            lambda run=run, said=list(expected): float(sum(map(operator.eq, run(), said))),
             items=count,
             flop=mean_work(model.config, read[:count], new),
         )
     notes = {"items": settings["items"], ALONE: settings["alone"]}
     return Contest(sides, notes=notes, value="answers as longest first")
-
-
-def same(texts, expected):
-    """How many texts are the expected ones."""
-    return sum(text == other for text, other in zip(texts, expected, strict=False))
 
 
 def items(count):

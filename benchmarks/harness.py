@@ -152,19 +152,15 @@ def peak_flops(device: str, dtype: torch.dtype = torch.float32, tries: int = 3) 
 
 def hardware() -> str:
     """The GPU if there is one, the processor, and how many threads torch uses, in words."""
-    processor = f"{processor_name()}, {torch.get_num_threads()} torch threads"
+    info = Path("/proc/cpuinfo")  # Linux's; elsewhere the processor's architecture has to do
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    processor = f"{names[0] if names else platform.machine()}, {len(names) or os.cpu_count()} cores"
+    processor += f", {torch.get_num_threads()} torch threads"
     if not torch.cuda.is_available():
         return processor
     card = torch.cuda.get_device_properties(0)
     return f"{card.name}, {card.total_memory / 2**30:.1f} GiB; {processor}"
-
-
-def processor_name() -> str:
-    """What Linux calls the processor; its architecture elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(names) or os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str]:
