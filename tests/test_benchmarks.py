@@ -258,12 +258,9 @@ def test_the_memory_of_formatting_is_not_that_of_the_pictures(tmp_path):
 
 def test_a_course_that_stops_says_why(monkeypatch):
     ended = subprocess.CompletedProcess([], 1, stdout="", stderr="\nStopped: cell 3 failed")
-    asked = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: asked.append(command) or ended)
-    contest = course.build({"arguments": ["--quick"]}, "folder")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: ended)
     with pytest.raises(RuntimeError, match="Stopped: cell 3 failed"):
-        contest.sides["make course"].run()
-    assert asked[0][1:4] == ["-m", "tools.run_course", "--output"] and asked[0][-1] == "--quick"
+        course.build({"arguments": ["--quick"]}, "folder").sides["make course"].run()
 
 
 def test_every_case_can_be_identified_and_tried_in_small():
@@ -335,6 +332,11 @@ def test_an_interrupted_benchmark_goes_on_and_repeats_no_round(tmp_path, monkeyp
     assert asked == [0, 1, 3] and len(stored(tmp_path)["builds"]["rounds"]) == 4
 
 
+def test_an_unknown_case_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="No case colator: choose from builds"):
+        run(tmp_path, [case_of(builds)], "--only", "colator")
+
+
 def test_other_settings_versions_or_code_are_another_record(tmp_path, monkeypatch):
     store = Store(tmp_path)
     one = harness.Record(case_of(builds), store)
@@ -350,14 +352,9 @@ def test_comments_and_docstrings_are_not_code(tmp_path):
         (tmp_path / "module.py").write_text(text)
         return harness.code(tmp_path / "module.py")
 
-    plain = written("def double(x):\n    return 2 * x\n")
     texts = '"""Doubles."""\n\ndef double(x):\n    "Twice."\n    return (2 * x)  # x\n'
+    plain = written("def double(x):\n    return 2 * x\n")
     assert written(texts) == plain != written("def double(x):\n    return 3 * x\n")
-
-
-def test_an_unknown_case_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="No case colator: choose from builds"):
-        run(tmp_path, [case_of(builds)], "--only", "colator")
 
 
 # --- the page and what is stored -----------------------------------------------------------
