@@ -18,7 +18,7 @@ test: environment ## lint, unit tests, drift test and a smoke test of every note
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 notebooks: environment ## build notebooks/ from lessons/, executed on the pocket track
-	$(BIN)/python -m tools.build_notebooks
+	$(BIN)/python -m tools.build_notebooks && $(BIN)/python -m tools.module_map
 
 bench: environment ## each thing beside what it beats: benchmarks/results.md (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench

@@ -1,6 +1,6 @@
 """Making a batch: TRL's collator, which processes each picture twice, and the one that does once.
 
-    contest = build({"edge": 2048, "picture": [640, 640], "pairs": 2, "tiny": False}, folder)
+    contest = build({"edge": 2048, "picture": [640, 640], "pairs": 2}, folder)
 
 SmolVLM-256M's processor, photographs as decoded pixels, conversations in. `benchmarks.bench` runs
 it. The least floating-point work is one scale and one shift of each colour value of each tile; what
@@ -11,13 +11,23 @@ from functools import partial
 
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-from benchmarks.rehearsal import photograph_pairs
-from benchmarks.side_by_side import Contest, Side
+from benchmarks.harness import Case, Contest, Side
+from benchmarks.rehearsal import TILES, photograph_pairs
 from helpers.dpo.shared_images import EachImageOnce
 from helpers.vlm import pocket, smolvlm
 from helpers.vlm.load import limit_edge
 
 COLLATORS = {"TRL": DataCollatorForVisionPreference, "shared": EachImageOnce}
+SOURCES = ("benchmarks/collator.py", "helpers/dpo/*.py")
+
+
+def cases():
+    settings = {"picture": [640, 640], "pairs": 2}
+    return [
+        Case(f"collator_{name}", f"Collator, {name.replace('_', ' ')}", build,
+             {**settings, "edge": edge}, SOURCES, rounds=9, seconds=2, unit="a pair")
+        for name, edge in TILES.items()
+    ]  # fmt: skip
 
 
 def build(settings, folder):

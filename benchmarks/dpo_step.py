@@ -1,7 +1,7 @@
 """One DPO step, forward and backward, by TRL's trainer and by the one that shares pictures.
 
     contest = build({**SMOLVLM, "edge": 2048, "checkpointing": True}, folder)
-    one_round(contest, 0)      # benchmarks.side_by_side
+    one_round(contest, 0)      # benchmarks.harness
 
 SmolVLM has its published dimensions and random weights, the pocket model its own. All sides start
 from the same weights and work on the same pairs; each makes its batch with its own collator. Timed
@@ -18,8 +18,8 @@ import torch
 from trl import DPOTrainer
 
 from benchmarks import flops
-from benchmarks.rehearsal import cap, checkpoint, photograph_pairs
-from benchmarks.side_by_side import Contest, Side
+from benchmarks.harness import Case, Contest, Side
+from benchmarks.rehearsal import TILES, cap, checkpoint, photograph_pairs
 from helpers.dpo.shared_images import SharedImageDPOTrainer
 from helpers.dpo.trainer import dpo_trainer
 from helpers.pairs.format import to_conversational
@@ -39,9 +39,27 @@ SIDES = {
     "and a cached reference": (SharedImageDPOTrainer, CACHED),
     "and the prompt read once": (partial(SharedImageDPOTrainer, share_prompt=True), CACHED),
 }
-# A square picture of 2048 pixels is 17 tiles; one of 512 is 1 tile.
+SOURCES = ("benchmarks/dpo_step.py", "benchmarks/rehearsal.py", "helpers/dpo/*.py")
+SOURCES += ("helpers/vlm/*.py",)
 SMOLVLM = {"model": "256M", "picture": [640, 640], "pairs": 1, "tiny": False}
 POCKET = {"model": "pocket", "pairs": 32}
+
+
+def cases():
+    """SmolVLM at 1 and 17 tiles, the pocket model; seconds are those of a core of an AMD EPYC."""
+    taken = {"1_tile": (50, 60), "17_tiles": (600, 850)}  # checkpointing off, on
+    found = [
+        Case(
+            f"dpo_{name}{'_checkpointing' if on else ''}",
+            f"DPO step, SmolVLM-256M, {name.replace('_', ' ')}, checkpointing {('off', 'on')[on]}",
+            build, {**SMOLVLM, "edge": edge, "checkpointing": on}, SOURCES,
+            rounds=5 if name == "1_tile" else 3, seconds=taken[name][on], unit="a step",
+        )
+        for name, edge in TILES.items()
+        for on in (False, True)
+    ]  # fmt: skip
+    settings, title = {**POCKET, "checkpointing": False}, "DPO step, pocket model, batch of 32"
+    return [*found, Case("dpo_pocket", title, build, settings, SOURCES, 15, 3, "a step")]
 
 
 def build(settings, folder):
@@ -53,16 +71,19 @@ def build(settings, folder):
     }
     for name, trainer in trainers.items():
         require_shared(name, trainer)
-    made = lengths(trainers["TRL"])
-    least = partial(least_work, trainers["TRL"].model.config, made, track.lora_rank)
-    sides = {
-        name: side_of(trainer, least(trainer.precompute_ref_logps))
-        for name, trainer in trainers.items()
-    }
+    made, shapes = lengths(trainers["TRL"]), smolvlm.shapes(trainers["TRL"].model.config)
+    sides = {}
+    for name, trainer in trainers.items():
+        cached = trainer.precompute_ref_logps
+        least = sum(flops.dpo_pair(shapes, pair, track.lora_rank, cached) for pair in made)
+        sides[name] = side_of(trainer, least)
     if track.device == "cuda":  # the other sides' weights are not to take from a side's memory
         cap(T4_GIB + (len(trainers) - 1) * weights(trainers["TRL"]) / 2**30)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(track.autocast, torch.float32)
-    return Contest(sides, track.device, dtype, {"precision": str(dtype)[6:], **described(made)})
+    notes = {"precision": str(dtype)[6:], "pairs": len(made)}
+    for name in ("tiles", "prompt", "chosen", "rejected"):  # means over the pairs
+        notes[name] = round(sum(getattr(pair, name) for pair in made) / len(made), 1)
+    return Contest(sides, track.device, dtype, notes)
 
 
 def require_shared(name, trainer):
@@ -109,16 +130,13 @@ def trainer_of(kind, track, pairs, folder, checkpointing, **changes):
 def side_of(trainer, flop):
     rows = list(trainer.train_dataset)
     batch = collate(trainer, rows)
-    inputs = sum(values.numel() * values.element_size() for values in batch.values())
+    held = weights(trainer)
+    if trainer.args.device.type == "cpu":  # else the batch is moved there in `run`
+        held += sum(values.numel() * values.element_size() for values in batch.values())
     return Side(
-        run=partial(step, trainer, batch),
-        prepare=partial(collate, trainer, rows),
-        warm_up=trainer.train,
-        held=weights(trainer)
-        + (inputs if trainer.args.device.type == "cpu" else 0),  # else moved in `run`
-        measure_memory=True,
-        flop=flop,
-    )
+        run=partial(step, trainer, batch), prepare=partial(collate, trainer, rows),
+        warm_up=trainer.train, held=held, measure_memory=True, flop=flop,
+    )  # fmt: skip
 
 
 def weights(trainer):
@@ -152,15 +170,3 @@ def lengths(trainer):
         pair = flops.Pair(tiles[i] if new else 0, prompts[i], answers[i], answers[count + i])
         found.append(pair)
     return found
-
-
-def least_work(config, pairs, rank, cached):
-    shapes = smolvlm.shapes(config)
-    return sum(flops.dpo_pair(shapes, pair, rank, cached) for pair in pairs)
-
-
-def described(pairs):
-    """What a batch holds, for the reader: means over its pairs."""
-    fields = ("tiles", "prompt", "chosen", "rejected")
-    means = {name: sum(getattr(pair, name) for pair in pairs) / len(pairs) for name in fields}
-    return {"pairs": len(pairs), **{name: round(value, 1) for name, value in means.items()}}

@@ -5,109 +5,58 @@
 The usual script maps over rows whose image is a decoded picture and returns the picture, as TRL's
 example for RLAIF-V does; `datasets` then encodes it once more. Beside it: the same map over rows
 whose images are left as bytes, and `to_conversational`. All of them write to the disk. A stream is
-read to its end, row by row or in batches of Arrow. Every side has its turn in each round; reported
-are medians over the rounds and [lowest, highest]. Then the memory of a process that formats, for
-growing numbers of rows. Writes benchmarks/results/formatting.json.
+read to its end, row by row or in batches of Arrow. Then, below the table, the memory of a process
+that formats, for growing numbers of rows. Runs two cases of `benchmarks.bench`, with its options.
 
 The pairs: 200 bundled photographs, cropped, enlarged and given the grain of a sensor, so that a
 file has 120 to 190 KB; they repeat, with texts of their own.
 """
 
-import argparse
 import io
-import json
-import multiprocessing
 import random
 import secrets
+import sys
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow
-from datasets import Dataset, Features, Image, Value, disable_progress_bars
+from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from tqdm.auto import tqdm
 
-from benchmarks import side_by_side
-from benchmarks.side_by_side import Contest, Side, one_round, spread, times_as_fast, warm_up
+from benchmarks.harness import Case, Contest, Side, from_a_child
+from benchmarks.rehearsal import PHOTOS
 from helpers.pairs.format import conversation, to_conversational
-from helpers.pairs.load import DATA
 
-PHOTOS = DATA / "photos" / "images"
-RESULTS = Path(__file__).parent / "results" / "formatting.json"
 RAW = Features(image=Image(), **dict.fromkeys(("question", "chosen", "rejected"), Value("string")))
 SHOTS = ((640, 480, 93), (800, 600, 86), (1024, 768, 77))  # width, height, JPEG quality
 GRAIN = 8  # standard deviation, of 255
 DISTINCT = 200
 DECODED, UNDECODED, OURS = "decoded rows", "undecoded rows", "to_conversational"
-ROW_BY_ROW, IN_BATCHES = "to_conversational, row by row", "to_conversational, in batches"
-COMPARED = {
-    "dataset": ((DECODED, OURS), (UNDECODED, OURS)),
-    "stream": ((DECODED, ROW_BY_ROW), (DECODED, IN_BATCHES)),
-}  # contest: what is beaten, and by what
+SOURCES = ("benchmarks/formatting.py", "helpers/pairs/*.py")
 
 
-def main(arguments=None):
-    options = parse(arguments)
-    disable_progress_bars()
-    with TemporaryDirectory() as folder:
-        measured = contests(options.rows, options.slow_rows, folder)
-        rounds = {name: rounds_of(contest, options.rounds) for name, contest in measured.items()}
-    report = {
-        "command": "OMP_NUM_THREADS=1 python -m benchmarks.formatting "
-        f"--rows {options.rows} --slow-rows {options.slow_rows} --rounds {options.rounds} "
-        f"--memory {' '.join(map(str, options.memory))}",
-        "machine": side_by_side.hardware(),
-        "versions": side_by_side.versions(),
-        "rows": {n: {w: s.items for w, s in c.sides.items()} for n, c in measured.items()},
-        **summary(rounds),
-        "memory_mb": {f"{rows} rows": memory(rows) for rows in options.memory},
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=1))
-
-
-def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=5000)
-    parser.add_argument("--slow-rows", type=int, default=5000, help="for what maps over rows")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=int, nargs="*", default=[100, 5000, 20000], metavar="ROWS")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    return parser.parse_args(arguments)
-
-
-def measure(rows=5000, rounds=3, slow_rows=500):
-    """[{"name", "baseline", "ours"}]: wall seconds a row of each round, for each thing we beat."""
-    with TemporaryDirectory() as folder:
-        return [
-            {
-                "name": f"{name}: {base} / {side}",
-                "baseline": [found[base]["wall"] for found in turns],
-                "ours": [found[side]["wall"] for found in turns],
-            }
-            for name, contest in contests(rows, slow_rows, folder).items()
-            for turns in [rounds_of(contest, rounds)]
-            for base, side in COMPARED[name]
-        ]
+def cases():
+    title = "Raw pairs to conversations"
+    sizes = {"rows": 5000, "slow_rows": 500}
+    on_disk = {**sizes, "memory": [100, 5000, 20000]}
+    more = {"rounds": 5, "seconds": 15, "unit": "a pair"}
+    return [
+        Case("formatting", f"{title}, a dataset on disk", build, on_disk, SOURCES, **more),
+        Case("formatting_stream", f"{title}, a stream", build_stream, sizes, SOURCES, **more),
+    ]
 
 
 # --- what is compared ----------------------------------------------------------------------
 
 
-def contests(rows, slow_rows, folder):
-    settings = {"rows": rows, "slow_rows": slow_rows}
-    return {"dataset": build(settings, folder), "stream": build_stream(settings, folder)}
-
-
 def build(settings, folder):
     """The Contest on a Dataset of `rows` pairs that is mapped from the disk.
 
-    The maps over rows do `slow_rows` of them: their time for a row does not hang on the number.
+    The maps over rows do `slow_rows` of them: the time for a row does not depend on their number.
+    `memory`: for which numbers of rows the memory of formatting is noted.
     """
     pairs, few, slow = given(settings, folder)
     undecoded = slow.cast_column("image", Image(decode=False))
@@ -117,7 +66,8 @@ def build(settings, folder):
         UNDECODED: Side(lambda: fresh(undecoded).map(**by_row), few),
         OURS: Side(lambda: to_conversational(fresh(pairs)), len(pairs)),
     }
-    return Contest(sides, notes=settings)
+    memory = {f"MB for {rows} pairs": memory_of(rows) for rows in settings.get("memory", ())}
+    return Contest(sides, notes={"rows": settings["rows"], "mapped": few, **memory})
 
 
 def build_stream(settings, folder):
@@ -125,12 +75,13 @@ def build_stream(settings, folder):
     pairs, few, slow = given(settings, folder)
     usual = slow.to_iterable_dataset().map(by_hand, remove_columns=slow.column_names)
     ours = to_conversational(pairs.to_iterable_dataset()).decode(False)
+    batches = ours.with_format("arrow")
     sides = {
         DECODED: Side(lambda: deque(usual, maxlen=0), few),
-        ROW_BY_ROW: Side(lambda: deque(ours, maxlen=0), len(pairs)),
-        IN_BATCHES: Side(lambda: deque(ours.with_format("arrow").iter(100), maxlen=0), len(pairs)),
+        f"{OURS}, row by row": Side(lambda: deque(ours, maxlen=0), len(pairs)),
+        f"{OURS}, in batches": Side(lambda: deque(batches.iter(100), maxlen=0), len(pairs)),
     }
-    return Contest(sides, notes=settings)
+    return Contest(sides, notes={"rows": settings["rows"], "mapped": few})
 
 
 def given(settings, folder):
@@ -190,41 +141,21 @@ def shot(number):
     return file.getvalue()
 
 
-# --- measuring -----------------------------------------------------------------------------
+# --- memory --------------------------------------------------------------------------------
 
 
-def rounds_of(contest, number):
-    warm_up(contest)
-    return [one_round(contest, index) for index in tqdm(range(number), "rounds")]
-
-
-def summary(rounds):
-    rates, ratios = {}, {}
-    for name, turns in rounds.items():
-        for pair in COMPARED[name]:
-            for way in pair:
-                rates[f"{name}: {way}"] = by_clock(partial(microseconds, turns, way), 1)
-            ratios[f"{name}: {pair[1]} / {pair[0]}"] = by_clock(
-                partial(times_as_fast, turns, *reversed(pair))
-            )
-    return {"microseconds_a_row": rates, "times_as_fast": ratios}
-
-
-def microseconds(turns, way, clock):
-    return [found[way][clock] * 1e6 for found in turns]
-
-
-def by_clock(values, digits=2):
-    return {clock: spread(values(clock), digits) for clock in side_by_side.CLOCKS}
-
-
-def memory(rows):
-    """What formatting so many rows takes in a process that does nothing else, in MB."""
+def memory_of(rows):
+    """What formatting so many rows takes in a process that does nothing else, in MB. Linux only."""
+    if sys.platform != "linux":
+        return "not measured here"
     with TemporaryDirectory() as folder:
         photographs(rows, folder)
-        alone = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=alone) as process:
-            return process.submit(taken, rows, folder).result()
+        (found,) = from_a_child(send_taken, rows, folder)
+    return found
+
+
+def send_taken(send, rows, folder):
+    send(taken(rows, folder))
 
 
 def taken(rows, folder):
@@ -240,7 +171,7 @@ def taken(rows, folder):
 
 
 def resident():
-    """What this process has of the memory, in MB, by kind; VmHWM is its peak. Linux only.
+    """What this process has of the memory, in MB, by kind; VmHWM is its peak.
 
     Not `getrusage`, whose peak a process inherits from the one that started it.
     """
@@ -250,4 +181,6 @@ def resident():
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import bench
+
+    bench.main(["--only", *(case.name for case in cases()), *sys.argv[1:]])

@@ -13,21 +13,17 @@ that is a finding and is stored. Cases that are stored already for this machine 
 """
 
 import argparse
-import json
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import transformers
 import trl
 
+from benchmarks.harness import RESULTS, from_a_child, read_rows, write_rows
 from benchmarks.rehearsal import Case, rehearse
 from helpers.setup.machine import Machine, precision, this_machine
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 T4 = Machine("cuda", "Tesla T4", (7, 5), 14.6)
 AMPERE = Machine("cuda", "Ampere or newer", (8, 0), 24.0)
 
@@ -70,56 +66,42 @@ TINY_CASES = [
 ]
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--cpu", action="store_true", help="SmolVLM-256M and 500M on this CPU")
     options.add_argument("--tiny", action="store_true", help="try every line; stores nothing")
     options.add_argument("--out", type=Path, help="where the results go")
-    options.add_argument("--case", type=int, help=argparse.SUPPRESS)  # a child: this case only
     options = options.parse_args(arguments)
-    on_cpu = options.cpu or options.tiny
-    cases = TINY_CASES if options.tiny else CPU_CASES if options.cpu else CASES
-    if options.case is not None:
-        print(json.dumps(rehearse(cases[options.case], options.tiny)))
-    elif not on_cpu and not torch.cuda.is_available():
-        print("No GPU that torch can use: nothing was rehearsed and nothing written.")
+    out = options.out or RESULTS / ("cpu_budget.json" if options.cpu else "gpu_rehearsal.json")
+    if options.tiny:
+        run(TINY_CASES, None, tiny=True)
+    elif options.cpu:
+        run(CPU_CASES, out, " --cpu")
+    elif torch.cuda.is_available():
+        run(CASES, out)
     else:
-        out = options.out or RESULTS / ("cpu_budget.json" if options.cpu else "gpu_rehearsal.json")
-        run(cases, options, None if options.tiny else out)
+        print("No GPU that torch can use: nothing was rehearsed and nothing written.")
 
 
-def run(cases, options, out):
-    """Every case that is not stored yet; the file, if any, is written after each."""
-    rows = json.loads(out.read_text())["rows"] if out and out.exists() else []
+def run(cases, out, flag="", tiny=False):
+    """Every case that is not stored yet; the file `out`, if any, is written after each."""
+    rows = read_rows(out) if out else []
     done = {(row["case"], row["machine"]) for row in rows}
-    for index, case in enumerate(cases):
+    for case in cases:
         if (case.name, hardware()) in done:
             continue
         if case.autocast == "bf16" and case.device == "cuda" and this_machine().capability < (8, 0):
             print(f"{case.name}: not run, this GPU computes no bf16", flush=True)
             continue
-        found = in_a_child(index, options)
-        row = {"case": case.name, "size": case.size, "machine": hardware(), **found}
-        rows.append(row)
-        print(line(row), flush=True)
+        found = list(from_a_child(send_rehearsal, case, tiny))[-1]
+        rows.append({"case": case.name, "size": case.size, "machine": hardware(), **found})
+        print(line(rows[-1]), flush=True)
         if out:
-            command = f"python -m benchmarks.gpu_rehearsal{' --cpu' if options.cpu else ''}"
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+            write_rows(out, rows, command=f"python -m benchmarks.gpu_rehearsal{flag}")
 
 
-def in_a_child(index, options):
-    """What the case's own process found; {"failed": its last words} if it found nothing."""
-    flags = [flag for flag in ("--cpu", "--tiny") if getattr(options, flag[2:])]
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_rehearsal", "--case", str(index), *flags],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    try:
-        return json.loads(child.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        said = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-        return {"failed": said[-1]}
+def send_rehearsal(send, case, tiny):
+    send(rehearse(case, tiny))
 
 
 def hardware():
@@ -132,12 +114,12 @@ def hardware():
 def line(row):
     if "failed" in row:
         return f"{row['case']}: {row['failed']}"
+    predicted = f"predicted {row['predicted_gb']:.2f} GB" if "predicted_gb" in row else ""
     if "out_of_memory" in row:
-        need = f"; predicted {row['predicted_gb']:.2f} GB" if "predicted_gb" in row else ""
-        return f"{row['case']}: {row['out_of_memory']}{need}"
-    compared = f"measured {row['measured_gb']:.2f} GB, predicted {row['predicted_gb']:.2f} GB"
+        return f"{row['case']}: {row['out_of_memory']}; {predicted}".removesuffix("; ")
     pace = f", {row['seconds_a_pair']:.2f} s a pair" if "seconds_a_pair" in row else ""
-    return f"{row['case']}: {compared}, ratio {row['ratio']:.3f}{pace}"
+    measured = f"measured {row['measured_gb']:.2f} GB, {predicted}"
+    return f"{row['case']}: {measured}, ratio {row['ratio']:.3f}{pace}"
 
 
 if __name__ == "__main__":

@@ -32,31 +32,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from benchmarks.records import code, digest, write
-from benchmarks.side_by_side import hardware, versions
+from benchmarks.harness import RESULTS, code_of, hardware, versions, write_rows
+from benchmarks.pocket_dpo import captioned, mean_words, percent, probed
+from benchmarks.pocket_dpo import table as table_of
 from helpers.dpo.checkpoints import trained
 from helpers.dpo.trainer import dpo_trainer
-from helpers.evaluation.metrics import scene_hallucination, yes_no
 from helpers.feedback import sources as make
 from helpers.feedback.pairing import best_worst, rlaifv_pairs
 from helpers.feedback.pocket_stages import PocketFactCount, likes_length, tells_truth
 from helpers.pairs.check import require_sound
 from helpers.pairs.format import to_conversational
+from helpers.setup.storage import Store, key_of
 from helpers.setup.tracks import choose
 from helpers.vlm import pocket
-from helpers.vlm.answers import yes_no_answers
 from helpers.vlm.load import model_digest
-from helpers.world.scenes import draw, probes, sample_scenes
 
-RESULTS = Path(__file__).parent / "results" / "preference_sources.json"
 KEPT = Path("runs/preference_sources")
 FIGURES = ("trap_hal", "trap_cover", "iid_hal", "iid_cover", "probes", "tempting", "yes", "words")
-SHOWN = 6  # captions of each split that are kept beside the figures
+SHOWN = 6  # captions of each distribution that are kept beside the figures
 SILENT = tqdm(disable=True)
 
 
@@ -143,14 +139,10 @@ def main():
     datasets.disable_progress_bars()  # the runs have the one bar
     logging.disable_progress_bar()
     rows = run(options)
-    report = {
-        "command": shlex.join(["python", "-m", "benchmarks.preference_sources", *sys.argv[1:]]),
-        "machine": hardware(),
-        "versions": versions(),
-        "cpu_seconds": round(sum(row["cpu_seconds"] for row in rows)),
-        "rows": rows,
-    }
-    write(options.out, report)
+    command = shlex.join(["python", "-m", "benchmarks.preference_sources", *sys.argv[1:]])
+    spent = round(sum(row["cpu_seconds"] for row in rows))
+    about = {"machine": hardware(), "versions": versions(), "cpu_seconds": spent}
+    write_rows(options.out, rows, command=command, **about)
     print(table(rows))
 
 
@@ -162,72 +154,49 @@ def parse():
     options.add_argument("--pairs", type=int, default=1280, help="trained on, at most")
     rate = choose("pocket").learning_rate
     options.add_argument("--lr", type=float, nargs="+", default=[rate, 5 * rate])
-    options.add_argument("--test-scenes", type=int, default=500, help="of each split")
+    options.add_argument("--test-scenes", type=int, default=500, help="of each distribution")
     options.add_argument("--kept", type=Path, default=KEPT, help="figures of finished runs")
-    options.add_argument("--out", type=Path, default=RESULTS)
+    options.add_argument("--out", type=Path, default=RESULTS / "preference_sources.json")
     return options.parse_args()
 
 
 def run(options):
-    """A row of figures for the base, and for each source of each seed."""
+    """A row of figures for the base, and for each source of each seed; finished ones are kept."""
     model, processor = pocket.load()
-    folders = {lr: options.kept / identity(model, options, lr) for lr in options.lr}
-    material = functools.cache(lambda seed: Material(options, seed))
+    store, material = Store(options.kept), functools.cache(lambda seed: Material(options, seed))
+    sizes = options.scenes, options.pairs, options.test_scenes
+    about = sizes, versions(), model_digest(model), code_of("helpers/feedback/*.py")
     runs = list(itertools.product(options.lr, options.seeds, options.sources))
-    with tqdm(total=1 + len(runs), desc="runs", unit="run") as bar:
-        base = functools.partial(base_row, model, processor, options)
-        rows = [{"lr": None, **kept(folders[options.lr[0]] / "base.json", base, bar)}]
-        for lr, seed, name in runs:
-            one = functools.partial(source_row, name, material, seed, lr, options, folders[lr])
-            rows.append({"lr": lr, **kept(folders[lr] / f"{name}-{seed}.json", one, bar)})
+    rows = []
+    for lr, seed, name in tqdm([(None, None, "base"), *runs], "runs", unit="run"):
+        key = key_of(about, lr, seed, name)
+        if key not in store:
+            began = time.process_time()  # not the wall's: what a neighbour had of the core is out
+            if name == "base":
+                row = {"source": name, "title": name, "seed": None}
+                row |= measure(model, processor, options.test_scenes)
+            else:
+                folder = options.kept / f"{name}-{key[:12]}"
+                row = source_row(name, material, seed, lr, options, folder)
+            seconds = round(time.process_time() - began, 1)
+            store.add({key: {"lr": lr, **row, "cpu_seconds": seconds}})
+        rows.append(store[key])
     return rows
 
 
-def identity(model, options, lr):
-    """A name for all that a run's figures hang on but its source and seed."""
-    sizes = options.scenes, options.pairs, options.test_scenes, lr
-    return digest([sizes, versions(), model_digest(model), code(Path(make.__file__))])[:12]
-
-
-def kept(file, make_row, bar):
-    """The row in `file`; else it is made and written there."""
-    bar.set_postfix_str(file.stem)
-    if not file.exists():
-        write(file, make_row())
-    bar.update()
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def base_row(model, processor, options):
-    began = time.process_time()
-    figures = measure(model, processor, options.test_scenes)
-    return {"source": "base", "title": "base", "seed": None, **figures, **took(began)}
-
-
 def source_row(name, material, seed, lr, options, folder):
-    began, source, material = time.process_time(), SOURCES[name], material(seed)
-    pairs = few(source.pairs(material), options.pairs)
+    """Train a new adapter on a source's pairs; what is known of the pairs, and the figures."""
+    source = SOURCES[name]
+    pairs = few(source.pairs(material(seed)), options.pairs)
     base, processor = pocket.load()
     trainer = dpo_trainer(
-        base, processor, require_sound(to_conversational(pairs)), choose("pocket"),
-        folder / f"{name}-{seed}", loss_type=list(source.loss), seed=seed,
-        learning_rate=lr, disable_tqdm=True,
+        base, processor, require_sound(to_conversational(pairs)), choose("pocket"), folder,
+        loss_type=list(source.loss), seed=seed, learning_rate=lr, disable_tqdm=True,
     )  # fmt: skip
     model = trained(trainer)
-    return {
-        "source": name,
-        "title": source.title,
-        "seed": seed,
-        **about_pairs(pairs),
-        "steps": len(trainer.get_train_dataloader()),
-        **measure(model, processor, options.test_scenes),
-        **took(began),
-    }
-
-
-def took(began):
-    """Of CPU, not of a clock on the wall: what a neighbour had of the core is left out."""
-    return {"cpu_seconds": round(time.process_time() - began, 1)}
+    row = {"source": name, "title": source.title, "seed": seed, **about_pairs(pairs)}
+    row["steps"] = len(trainer.get_train_dataloader())
+    return row | measure(model, processor, options.test_scenes)
 
 
 def about_pairs(pairs):
@@ -248,65 +217,29 @@ def about_pairs(pairs):
 
 
 def measure(model, processor, count):
-    """Figures on `count` test scenes of each split, the same scenes for every model, and what the
-    model says about the first of each."""
+    """Figures on `count` test scenes of each distribution, the same scenes for every model, and
+    what the model says about the first of each."""
     figures, first = {}, {}
-    for split in ("trap", "iid"):
-        scenes = sample_scenes(count, split, "test", seed="benchmark")
-        texts = pocket.captions(model, processor, scenes, bar=SILENT)
-        found = scene_hallucination(texts, scenes)
-        figures |= {f"{split}_hal": percent(found.chair_s), f"{split}_cover": percent(found.cover)}
-        figures["words"], first[split] = mean_words(texts), texts[:SHOWN]
+    for name in ("trap", "iid"):
+        scenes, texts, found = captioned(model, processor, name, count, SILENT)
+        figures |= {f"{name}_hal": percent(found.chair_s), f"{name}_cover": percent(found.cover)}
+        figures["words"], first[name] = mean_words(texts), texts[:SHOWN]
     for name, negatives in (("probes", "random"), ("tempting", "adversarial")):
-        found = probed(model, processor, scenes[: count // 2], negatives)
+        found = probed(model, processor, scenes[: count // 2], negatives, SILENT)
         figures[name] = percent(found.accuracy)
         figures.setdefault("yes", percent(found.yes_ratio))
     return {**figures, "says": first}
 
 
-def probed(model, processor, scenes, negatives):
-    """`metrics.yes_no` of the existence questions about scenes."""
-    asked = [(s, p) for s in scenes for p in probes(s, negatives) if p.kind == "existence"]
-    pictures, questions = [draw(s) for s, _ in asked], [p.question for _, p in asked]
-    said = yes_no_answers(model, processor, pictures, questions, bar=SILENT)
-    return yes_no(said, [probe.answer for _, probe in asked])
-
-
-def mean_words(texts):
-    return round(float(np.mean([len(text.split()) for text in texts])), 1)
-
-
-def percent(share):
-    return round(100 * float(share), 1)
-
-
 def table(rows):
-    """A block of lines for each learning rate."""
-    base = [row for row in rows if row["lr"] is None]
+    """A block of lines for each learning rate; the sample standard deviation over the seeds."""
+    columns = ("pairs", "right", "trap_hal", "trap_cover", "iid_cover", "probes", "yes", "words")
     rates = dict.fromkeys(row["lr"] for row in rows if row["lr"] is not None)
-    blocks = ([*base, *(row for row in rows if row["lr"] == lr)] for lr in rates)
-    return "\n\n".join(frame(block).to_string() for block in blocks)
-
-
-def frame(rows):
-    """Rows of one learning rate: a line for each source, the mean±sample standard deviation over
-    the seeds."""
-    shown = ("pairs", "right", "trap_hal", "trap_cover", "iid_cover", "probes", "yes", "words")
-    lines = {}
-    for title in dict.fromkeys(row["title"] for row in rows):
-        found = [row for row in rows if row["title"] == title]
-        lines[title] = {name: cell([row.get(name) for row in found]) for name in shown}
-    table = pd.DataFrame(lines).T
-    table.columns.name = f"learning rate {max(row['lr'] or 0 for row in rows):.0e}"
-    return table
-
-
-def cell(values):
-    if None in values:
-        return ""
-    if len(values) == 1 or isinstance(values[0], int):
-        return f"{np.mean(values):.4g}"
-    return f"{np.mean(values):.1f}±{np.std(values, ddof=1):.1f}"
+    blocks = {lr: [row for row in rows if row["lr"] in (None, lr)] for lr in rates}
+    return "\n\n".join(
+        table_of(block, columns, "title", f"learning rate {lr:.0e}", ddof=1, width=13)
+        for lr, block in blocks.items()
+    )
 
 
 if __name__ == "__main__":

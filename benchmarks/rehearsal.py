@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, TrainerCallback
 from trl import DPOTrainer
 
-from benchmarks.side_by_side import allocated
+from benchmarks.harness import ROOT, allocated
 from helpers.dpo.trainer import dpo_trainer
 from helpers.pairs.format import turns
 from helpers.setup.tracks import TRACKS
@@ -26,7 +26,8 @@ from helpers.vlm import pocket, smolvlm
 from helpers.vlm.load import load_policy
 from helpers.vlm.memory import PARTS, budget, plan_for
 
-PHOTOS = Path(__file__).resolve().parent.parent / "data" / "photos" / "images"
+PHOTOS = ROOT / "data" / "photos" / "images"
+TILES = {"1_tile": 512, "17_tiles": 2048}  # edge of a square picture: its tiles
 ANSWERS = (150, 120)  # tokens of chosen and rejected
 
 
@@ -56,11 +57,8 @@ class Case:
     def name(self):
         base = "4 bits" if self.quantize else self.dtype
         where = f"{self.cap_gib} GiB" if self.cap_gib else self.device
-        kept = "checkpointing" if self.checkpointing else "no checkpointing"
-        return (
-            f"{self.size}, {base}, autocast {self.autocast}, {where}, {self.pairs} pairs, "
-            f"edge {self.edge}, {kept}"
-        )
+        given = f"{base}, autocast {self.autocast}, {where}, {self.pairs} pairs, edge {self.edge}"
+        return f"{self.size}, {given}, {'' if self.checkpointing else 'no '}checkpointing"
 
 
 def rehearse(case, tiny=False):
@@ -121,16 +119,11 @@ def build(track, folder, case):
         max_steps=steps, logging_steps=1, save_strategy="no", disable_tqdm=True,
         trainer_class=DPOTrainer,  # whose memory helpers.vlm.memory counts
     )  # fmt: skip
-    return trainer, plan_of(trainer, track, case.checkpointing)
-
-
-def plan_of(trainer, track, checkpointing):
-    """The Plan of a trainer's first batch, its tiles and tokens counted in it."""
     batch = trainer.data_collator([dict(trainer.train_dataset[0])])
-    pictures, answer = batch["pixel_values"].shape[1], int(batch["completion_mask"].sum(1).max())
-    markers_and_features = pictures * (smolvlm.tile_tokens(trainer.model.config) + 2)
+    tiles, answer = batch["pixel_values"].shape[1], int(batch["completion_mask"].sum(1).max())
+    markers_and_features = tiles * (smolvlm.tile_tokens(trainer.model.config) + 2)
     text = batch["input_ids"].shape[1] - answer - markers_and_features
-    return plan_for(track, pictures, text, answer, checkpointing=checkpointing)
+    return trainer, plan_for(track, tiles, text, answer, checkpointing=case.checkpointing)
 
 
 def photograph_pairs(count, size=(640, 480)):
@@ -141,14 +134,11 @@ def photograph_pairs(count, size=(640, 480)):
         return turns("", " ".join(words[i % len(words)] for i in range(length - 1)))[1:]
 
     files, rows = sorted(PHOTOS.glob("*.jpg")), []
+    texts = {"prompt": turns("What do you see?")}
+    texts |= zip(("chosen", "rejected"), map(answer, ANSWERS), strict=True)
     for i in range(count):
         with Image.open(files[i % len(files)]) as photograph:
-            images = [photograph.convert("RGB").resize(size)]
-        chosen, rejected = map(answer, ANSWERS)
-        rows.append(
-            {"images": images, "prompt": turns("What do you see?"), "chosen": chosen,
-             "rejected": rejected}
-        )  # fmt: skip
+            rows.append({"images": [photograph.convert("RGB").resize(size)], **texts})
     return Dataset.from_list(rows)
 
 

@@ -6,15 +6,21 @@
 Everything in the page is computed from the rounds in the JSON files, each time anew.
 """
 
-import json
 import re
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.records import write
-from benchmarks.side_by_side import CLOCKS, seconds, spread, steady_clock, times_as_fast
+from benchmarks.harness import (
+    CLOCKS,
+    read_rows,
+    seconds,
+    spread,
+    steady_clock,
+    times_as_fast,
+    write_rows,
+)
 
 INTRODUCTION = """\
 # Side by side
@@ -40,36 +46,32 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def publish(records, folder, order):
+def publish(records: list[dict], folder: Path | str, order: list[str]) -> None:
     """Merge records (dictionaries) into the file of this machine's kind, and write results.md.
 
     A row of the same name is replaced, unless the new one failed. `order`: names, as in the table.
     """
     results = Path(folder) / "results"
     file = results / file_name()
-    rows = {row["name"]: row for row in read(file)}
+    rows = {row["name"]: row for row in read_rows(file)}
     for record in records:
         if record["rounds"] or record["name"] not in rows:
             rows[record["name"]] = record
     known = [name for name in order if name in rows]
     known += [name for name in rows if name not in order]
-    write(file, {"rows": [rows[name] for name in known]})
-    text = page([read(found) for found in sorted(results.glob("bench*.json"))])
+    write_rows(file, [rows[name] for name in known])
+    text = page([read_rows(found) for found in sorted(results.glob("bench*.json"))])
     (Path(folder) / "results.md").write_text(text, encoding="utf-8")
 
 
-def file_name():
+def file_name() -> str:
     """bench.json for a CPU; a GPU has its name in that of its file."""
     if not torch.cuda.is_available():
         return "bench.json"
     return f"bench_{re.sub('[^a-z0-9]+', '_', torch.cuda.get_device_name().lower())}.json"
 
 
-def read(file):
-    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
-
-
-def page(files):
+def page(files: list[list[dict]]) -> str:
     """The text of results.md for lists of rows, one list a file."""
     parts = [INTRODUCTION]
     for rows in files:
@@ -77,22 +79,6 @@ def page(files):
             same = [row for row in rows if heading(row) == about]
             parts += [about, table(same), "\n".join(f"- {footnote(row)}" for row in same) + "\n"]
     return "\n".join(parts)
-
-
-def summary(rows):
-    """The README's table: every DPO step, TRL's side and the one that shares pictures."""
-    lines = [("one DPO step", "TRL", "pictures shared", "times as fast", "peak memory")]
-    lines.append(("---", "---:", "---:", "---:", "---:"))
-    for row in rows:
-        if row["name"].startswith("dpo_") and row["rounds"]:
-            stock, ours = row["sides"][:2]
-            taken = [median(seconds(row["rounds"], side, "wall")) for side in (stock, ours)]
-            ratio = spread(times_as_fast(row["rounds"], ours, stock, "wall"))
-            memory = [f"{row['memory_gb'][side]:.2f}" for side in (stock, ours)]
-            title = row["title"].removeprefix("DPO step, ")
-            shown = [f"{one:.3g} s" for one in taken]
-            lines.append((title, *shown, ratio, f"{' and '.join(memory)} GB"))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def heading(row):
@@ -154,7 +140,7 @@ def footnote(row):
         found.append(f"peak: {peak(row) / 1e9:.0f} GFLOP/s")
         values = {side: row["rounds"][0][side].get("value") for side in row["sides"]}
         if None not in values.values():
-            found.append(f"losses: {in_words(values)}")
+            found.append(f"{row.get('value', 'losses')}: {in_words(values)}")
     return "; ".join([*found, f"code: {row['code']}"])
 
 

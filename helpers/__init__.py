@@ -1,1 +1,1 @@
-"""What the lessons import: one concept a module, ground floor first (see the README's map)."""
+"""What the lessons import: one concept a module, ground floor first (see docs/modules.md)."""

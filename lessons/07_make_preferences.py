@@ -37,10 +37,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython.display import display
 from PIL import Image
 
-from benchmarks import preference_sources
 from helpers.dpo import checkpoints
 from helpers.dpo.trainer import check_setup, dpo_trainer
 
@@ -368,11 +368,28 @@ for name, pool in pools.items():
 # **Predict** before you look: which source gives the lowest trap Hal? Which costs Cover?
 
 # %%
-report = json.loads(preference_sources.RESULTS.read_text(encoding="utf-8"))
+report = json.loads(Path("benchmarks/results/preference_sources.json").read_text(encoding="utf-8"))
 rows = report["rows"]
 usual, fast = sorted({row["lr"] for row in rows if row["lr"]})
 print(f"{report['command']}\n{report['machine']}")
-preference_sources.frame([row for row in rows if row["lr"] != fast])
+
+
+def over_seeds(values):
+    if values.isna().any():
+        return ""
+    if len(values) == 1 or values.name == "pairs":
+        return f"{values.mean():.4g}"
+    return f"{values.mean():.1f}±{values.std():.1f}"
+
+
+def table_at(lr):
+    shown = ["pairs", "right", "trap_hal", "trap_cover", "iid_cover", "probes", "yes", "words"]
+    found = pd.DataFrame([row for row in rows if row["lr"] in (None, lr)])
+    table = found.groupby("title", sort=False)[shown].agg(over_seeds)
+    return table.rename_axis(index=None, columns=f"learning rate {lr:.0e}")
+
+
+table_at(usual)
 
 # %% [markdown]
 # In percent, with the standard deviation over three seeds. *right*: pairs whose chosen answer is truly
@@ -416,7 +433,7 @@ for name, pairs in made_by.items() if track.name == "pocket" else ():
 # **Predict** which sources stand it.
 
 # %%
-preference_sources.frame([row for row in rows if row["lr"] != usual])
+table_at(fast)
 
 # %% [markdown]
 # As a picture, a mark for each seed, for the base a dashed line. Lower Hal is better, higher Cover and

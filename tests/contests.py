@@ -2,7 +2,7 @@
 
 import os
 
-from benchmarks.side_by_side import Contest, Side
+from benchmarks.harness import Contest, Side
 
 
 def builds(settings, folder):

@@ -2,15 +2,8 @@
 
 import ast
 
-from tools.build_notebooks import ROOT
+from tools.module_map import FLOORS, PAGE, ROOT, module_map
 
-FLOORS = (
-    {"setup", "world", "plots"},
-    {"pairs"},
-    {"evaluation", "vlm"},
-    {"feedback", "dpo"},
-    {"preflight"},  # the front door looks into every room
-)
 MODULES = {path: path.relative_to(ROOT).parts for path in (ROOT / "helpers").rglob("*.py")}
 
 
@@ -36,8 +29,13 @@ def test_a_room_imports_only_from_floors_below():
 
 def test_every_room_is_on_a_floor_and_rooms_export_nothing():
     rooms = {parts[1] for parts in MODULES.values() if len(parts) > 2}
-    assert rooms == set().union(*FLOORS) - {"preflight"}
+    assert rooms == {room for floor in FLOORS for room in floor} - {"preflight"}
     for path, parts in MODULES.items():
         if parts[-1] == "__init__.py":
             (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body  # and nothing else
             assert isinstance(docstring, ast.Expr)
+
+
+def test_the_module_map_is_that_of_the_docstrings():
+    assert PAGE.read_text(encoding="utf-8") == module_map(), "run python -m tools.module_map"
+    assert "|  |" not in module_map(), "every module says in a line what it is for"

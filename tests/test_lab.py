@@ -74,24 +74,23 @@ def test_a_lesson_that_changed_reaches_the_copies_that_nobody_worked_in(course):
     assert ">48" in (work / "pages" / "01_first.html").read_text(encoding="utf-8")
 
 
-def ran(path):
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[-1].execution_count = 1
-    nbformat.write(notebook, path)
+def changed(change):
+    """A function that reads a notebook, changes it and writes it again."""
 
+    def write(path):
+        notebook = nbformat.read(path, as_version=4)
+        change(notebook)
+        nbformat.write(notebook, path)
 
-def stripped(path):
-    notebook = nbformat.read(path, as_version=4)
-    del notebook.metadata["course"]
-    nbformat.write(notebook, path)
+    return write
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda path: edit(path, "my_own = 1"),
-        ran,
-        stripped,
+        changed(lambda notebook: notebook.cells[-1].update(execution_count=1)),  # run
+        changed(lambda notebook: notebook.metadata.pop("course")),
         lambda path: path.write_text('{"cells": ['),  # cut off
         lambda path: path.write_text("[]"),
         lambda path: path.write_bytes(b"\xff"),
@@ -171,20 +170,21 @@ def started(monkeypatch, tmp_path, course):
     return calls
 
 
-def test_root_is_told_the_option_that_jupyterlab_wants(started, monkeypatch):
+def test_root_is_told_the_option_that_jupyterlab_wants_and_the_first_lesson_is_opened(
+    started, monkeypatch
+):
     monkeypatch.setattr(lab, "is_root", lambda: True)
     with pytest.raises(SystemExit, match='make lab LAB="--allow-root'):
         lab.main(["--no-browser"])
     assert started == []
+    first = "--LabApp.default_url=/lab/tree/work/00_start_here.ipynb"
     lab.main(["--allow-root", "--port=9999"])
-    assert started[1:] == ["--allow-root", "--port=9999"]
-
-
-def test_the_first_lesson_is_opened_in_the_courses_root(started, monkeypatch):
-    monkeypatch.setattr(lab, "is_root", lambda: False)
-    lab.main([])
-    assert started == ["--LabApp.default_url=/lab/tree/work/00_start_here.ipynb"]
+    assert started == [first, "--allow-root", "--port=9999"]
     assert Path.cwd() == ROOT and (ROOT / "notebooks" / lab.FIRST).exists()
+    monkeypatch.setattr(lab, "is_root", lambda: False)
+    started.clear()
+    lab.main([])
+    assert started == [first]
 
 
 # The environment
@@ -254,14 +254,11 @@ def test_a_broken_environment_is_made_again(place, fault, said):
     assert not (place / ".venv" / "old").exists() and make(place) == ""
 
 
-def test_packages_that_are_gone_are_installed_again(place):
+def test_packages_that_are_gone_and_newer_lists_are_installed(place):
     (place / ".venv" / "old").touch()
     shutil.rmtree(packages(place) / "tiny-1.0.dist-info")
     assert "Packages are missing in .venv" in make(place)
     assert (place / ".venv" / "old").exists() and make(place) == ""
-
-
-def test_newer_lists_are_installed(place):
     os.utime(place / ".venv" / "installed", (1, 1))
     assert "already satisfied: tiny" in make(place) and make(place) == ""
 

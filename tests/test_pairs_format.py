@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -15,7 +14,6 @@ from datasets import Dataset, Image, IterableDataset, concatenate_datasets
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from benchmarks import formatting as benchmark
 from helpers.pairs import format as formatting
 from helpers.pairs.check import check_pairs
 from helpers.pairs.format import CONVERSATIONAL, conversation, to_conversational
@@ -420,54 +418,9 @@ def test_a_transform_is_not_dropped_without_a_word():
         to_conversational(files(2).with_transform(lambda rows: rows))
 
 
-# --- the benchmark ---------------------------------------------------------------------------
+def test_a_stream_from_a_generator_without_features(no_pictures):
+    def give():
+        yield from bare(raw([{"bytes": one, "path": "x.jpg"} for one in FILES.values()]))
 
-
-def test_a_small_run_measures_every_way(tmp_path, capsys):
-    file = tmp_path / "formatting.json"
-    sizes = ["--rows", "12", "--slow-rows", "4", "--rounds", "1", "--memory"]
-    benchmark.main([*sizes, "--out", str(file)])
-    report = json.loads(file.read_text(encoding="utf-8"))
-    assert "--rows 12 --slow-rows 4 --rounds 1" in report["command"]
-    assert report["rows"]["dataset"] == {
-        "decoded rows": 4,
-        "undecoded rows": 4,
-        "to_conversational": 12,
-    }
-    assert len(report["microseconds_a_row"]) == 6
-    assert all(lowest(clocks["wall"]) > 0 for clocks in report["times_as_fast"].values())
-
-
-def test_its_sides_format_the_same_pairs(tmp_path):
-    pairs = benchmark.photographs(5, tmp_path)
-    assert all(80_000 < len(row["image"]["bytes"]) < 250_000 for row in bare(pairs))
-    settings = {"rows": 5, "slow_rows": 5}
-    sides = benchmark.build(settings, tmp_path).sides
-    ours, undecoded, decoded = (
-        list(rows(sides[name].run()))
-        for name in (benchmark.OURS, benchmark.UNDECODED, benchmark.DECODED)
-    )
-    assert ours == undecoded != decoded
-    assert [row["prompt"] for row in ours] == [row["prompt"] for row in decoded]
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
-def test_its_memory_is_that_of_formatting(tmp_path):
-    benchmark.photographs(40, tmp_path)
-    gc.collect()  # or what an earlier test left would be freed, and subtracted
-    found = benchmark.taken(40, tmp_path)
-    assert 0 <= found["held by Arrow"] < 0.1 and 4 < found["images"] < 10
-
-
-def test_the_stored_result_is_at_least_a_hundred_times_as_fast():
-    report = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
-    ratio = report["times_as_fast"]["dataset: to_conversational / decoded rows"]
-    assert report["rows"]["dataset"]["to_conversational"] == 5000
-    assert lowest(ratio["wall"]) > 100 and lowest(ratio["cpu"]) > 100
-    small, large = (report["memory_mb"][f"{count} rows"] for count in (5000, 20000))
-    more = {name: large[name] - small[name] for name in large}
-    assert more["images"] > 1500 and more["more at the peak"] < 50
-
-
-def lowest(spread):
-    return float(spread.split("[")[1].split(",")[0])
+    pairs = to_conversational(IterableDataset.from_generator(give))
+    assert stored(pairs) == list(FILES.values())

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -14,17 +13,14 @@ from benchmarks.gpu_rehearsal import AMPERE, CASES, CPU_CASES, T4, TINY_CASES, o
 GB = 10**9
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    gpu_rehearsal.main(["--out", str(tmp_path / "results.json")])
-    assert "No GPU that torch can use: nothing was rehearsed" in capsys.readouterr().out
-    assert not any(tmp_path.iterdir())
-
-
 def test_a_tiny_case_runs_in_a_process_of_its_own_and_is_not_stored(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu_rehearsal, "TINY_CASES", TINY_CASES[:1])
     gpu_rehearsal.main(["--tiny", "--out", str(tmp_path / "results.json")])
     assert ", ratio " in capsys.readouterr().out
+    # And without a GPU nothing of the GPU tracks is run.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu_rehearsal.main(["--out", str(tmp_path / "results.json")])
+    assert "No GPU that torch can use: nothing was rehearsed" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
 
 
@@ -52,56 +48,48 @@ def test_cases_take_the_precision_of_their_machine():
 
 @pytest.fixture
 def rehearsed(monkeypatch):
-    """Cases that were run, instead of running them: the second one has no memory."""
+    """Names of the cases that were run, instead of running them: some have no memory, or die."""
     ran = []
 
-    def found(index, options):
-        ran.append(index)
-        if index == 1:
-            return {"out_of_memory": "CUDA out of memory", "predicted_gb": 20.0}
-        return {"predicted_gb": 2.2, "measured_gb": 2.0, "ratio": 1.1, "seconds_a_pair": 0.5}
+    def found(work, case, tiny):
+        ran.append(case.name)
+        if case.pairs == 1:
+            yield {"failed": "its process died"}
+        elif case.checkpointing:
+            yield {"out_of_memory": "CUDA out of memory", "predicted_gb": 20.0}
+        else:
+            yield {"predicted_gb": 2.2, "measured_gb": 2.0, "ratio": 1.1, "seconds_a_pair": 0.5}
 
-    monkeypatch.setattr(gpu_rehearsal, "in_a_child", found)
+    monkeypatch.setattr(gpu_rehearsal, "from_a_child", found)
     return ran
 
 
 def test_results_are_stored_after_each_case_and_not_run_again(tmp_path, rehearsed, capsys):
-    out, options = tmp_path / "new" / "results.json", SimpleNamespace(cpu=True, tiny=False)
-    gpu_rehearsal.run(CPU_CASES[:2], options, out)
-    gpu_rehearsal.run(CPU_CASES[:3], options, out)
-    assert rehearsed == [0, 1, 2]
+    out = tmp_path / "new" / "results.json"
+    gpu_rehearsal.run(CPU_CASES[:3], out, " --cpu")
+    gpu_rehearsal.run(CPU_CASES[:4], out, " --cpu")
+    assert rehearsed == [case.name for case in CPU_CASES[:4]]
     stored = json.loads(out.read_text())
     assert stored["command"] == "python -m benchmarks.gpu_rehearsal --cpu"
-    assert [row["case"] for row in stored["rows"]] == [case.name for case in CPU_CASES[:3]]
+    assert [row["case"] for row in stored["rows"]] == rehearsed
     assert all(row["machine"] == gpu_rehearsal.hardware() for row in stored["rows"])
     said = capsys.readouterr().out
     assert "measured 2.00 GB, predicted 2.20 GB, ratio 1.100, 0.50 s a pair" in said
-    assert "CUDA out of memory; predicted 20.00 GB" in said
+    assert "CUDA out of memory; predicted 20.00 GB" in said and "its process died" in said
 
 
 def test_a_gpu_without_bf16_leaves_those_cases_out(rehearsed, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_rehearsal, "this_machine", lambda: T4)
-    options = SimpleNamespace(cpu=False, tiny=False)
-    gpu_rehearsal.run([on(AMPERE, "256M"), on(T4, "256M")], options, tmp_path / "results.json")
-    assert rehearsed == [1] and "not run, this GPU computes no bf16" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("stderr", "said"), [("Traceback\nModelError: no", "ModelError: no"), ("", "exit code -9")]
-)
-def test_a_case_that_dies_leaves_its_last_words(monkeypatch, stderr, said):
-    child = subprocess.CompletedProcess([], -9, stdout="", stderr=stderr)
-    monkeypatch.setattr(subprocess, "run", lambda *arguments, **settings: child)
-    options = SimpleNamespace(cpu=False, tiny=True)
-    assert gpu_rehearsal.in_a_child(0, options) == {"failed": said}
+    gpu_rehearsal.run([on(AMPERE, "256M"), on(T4, "256M")], tmp_path / "results.json")
+    assert rehearsed == [on(T4, "256M").name]
+    assert "not run, this GPU computes no bf16" in capsys.readouterr().out
 
 
 # --- the lines that need a GPU, on stand-ins -----------------------------------------------
 
 
 def test_a_cap_is_a_share_of_the_gpu(monkeypatch):
-    shares = []
-    card = SimpleNamespace(total_memory=40 * 2**30)
+    shares, card = [], SimpleNamespace(total_memory=40 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     rehearsal.cap(10)

@@ -1,6 +1,5 @@
 """The lists of dependencies agree: requirements.txt is the one list, the others read or pin it."""
 
-import ast
 import re
 import sys
 import tomllib
@@ -11,8 +10,9 @@ import yaml
 from packaging.requirements import Requirement
 
 from helpers.setup.colab import EXACT, pins
-from tools.build_notebooks import ROOT, find_lessons, packages_of
+from tools.build_notebooks import ROOT, find_lessons, imported_names, packages_of
 
+DOCS = [path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md")]
 FOLDERS = ("helpers", "tools", "tests", "lessons", "benchmarks")
 
 
@@ -31,12 +31,12 @@ PINS = {
 }
 
 
-def needed(name, seen):
-    """Add to `seen` what an installed distribution needs, on any platform, with the extras asked.
+def needed(names):
+    """What installed distributions need, on any platform, with the extras asked, and themselves.
 
     Markers other than `extra` are not evaluated: the pins serve Linux, macOS and Windows.
     """
-    todo = [(normal(name), frozenset())]
+    todo, seen = [(name, frozenset()) for name in names], set()
     while todo:
         name, extras = todo.pop()
         if (name, extras) in seen:
@@ -50,67 +50,39 @@ def needed(name, seen):
             optional = re.findall(r"extra == ['\"]([\w.-]+)['\"]", str(one.marker or ""))
             if not optional or extras & set(optional):
                 todo.append((normal(one.name), frozenset(one.extras)))
+    return {name for name, _ in seen}
 
 
-def imported_modules():
-    """Top-level names imported anywhere in the course, each with a file that imports it."""
-    found = {}
-    for path in (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module]
-            found.update({name.split(".")[0]: path.name for name in names})
-    ours = {*FOLDERS, *sys.stdlib_module_names, "tiny"}  # tiny: beside the scripts of docs/upstream
-    return {name: path for name, path in found.items() if name not in ours}
-
-
-def test_requirements_are_plain_names_in_order():
+def test_requirements_are_plain_names_in_order_each_pinned_to_one_public_version():
     assert all(re.fullmatch(r"[a-z0-9-]+", line) for line in lines("requirements.txt"))
-    assert sorted(set(REQUIREMENTS)) == REQUIREMENTS
-
-
-def test_every_constraint_is_one_exact_public_version():
-    loose = [
-        line for line in lines("constraints.txt") if not re.fullmatch(r"[\w.-]+==[\w.]+", line)
-    ]
+    assert sorted(set(REQUIREMENTS)) == REQUIREMENTS and {*REQUIREMENTS} <= {*PINS}
+    pinned = lines("constraints.txt")
+    loose = [line for line in pinned if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
     assert not loose, f"write name==version, with no +local part: {loose}"
-    names = [normal(line.split("==")[0]) for line in lines("constraints.txt")]
-    assert names == sorted(set(names))
-
-
-def test_every_requirement_is_pinned():
-    assert not [name for name in REQUIREMENTS if name not in PINS]
+    assert [*PINS] == sorted(PINS) and len(PINS) == len(pinned)
 
 
 def test_pins_are_what_the_requirements_need_and_no_more():
     if any(distribution(name).version.split("+")[0] != PINS[name] for name in REQUIREMENTS):
         pytest.skip("other versions than the pinned ones are installed and need other packages")
-    closure = set()
-    for name in REQUIREMENTS:
-        needed(name, closure)
-    stray = set(PINS) - {name for name, _ in closure}
+    stray = set(PINS) - needed(REQUIREMENTS)
     assert not stray, f"constraints.txt pins what nothing needs: {sorted(stray)}"
 
 
 def test_every_import_is_of_a_pinned_distribution():
-    owners = packages_distributions()
-    unpinned = {
-        module: path
-        for module, path in imported_modules().items()
-        if not any(normal(owner) in PINS for owner in owners.get(module, ()))
-    }
-    assert not unpinned, f"imported, but not from a package in constraints.txt: {unpinned}"
+    # tiny lies beside the scripts of docs/upstream
+    ours, owners = {*FOLDERS, *sys.stdlib_module_names, "tiny"}, packages_distributions()
+    for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for module in {name.split(".")[0] for name in imported_names(path)} - ours:
+            pinned = any(normal(owner) in PINS for owner in owners.get(module, ()))
+            assert pinned, f"{path} imports {module}, which is not from constraints.txt"
 
 
-def test_pyproject_reads_the_one_list():
+def test_pyproject_and_conda_read_the_one_list():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["dynamic"] == ["dependencies"]
     assert "dependencies" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == ["requirements.txt"]
-
-
-def test_conda_reads_the_one_list():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip = environment["dependencies"]
     assert [re.split("[=<>]", name)[0] for name in packages] == ["python", "pip"]
@@ -123,7 +95,13 @@ def test_lessons_ask_for_pinned_packages():
         assert {*packages_of(lesson)} <= {*pins()}
 
 
-def test_make_names_only_modules_that_exist():
-    modules = re.findall(r"python -m (tools\.\w+|benchmarks\.\w+)", "\n".join(lines("Makefile")))
-    absent = [name for name in modules if not (ROOT / f"{name.replace('.', '/')}.py").exists()]
-    assert modules and not absent, f"the Makefile runs what is not there: {absent}"
+@pytest.mark.parametrize("page", ["Makefile", "README.md", *sorted(map(str, DOCS))])
+def test_commands_and_links_lead_to_what_is_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    modules = re.findall(r"python3? -m ((?:tools|benchmarks|helpers)\.[\w.]+\w)", text)
+    files = [f"{name.replace('.', '/')}.py" for name in modules]
+    files += re.findall(r"-m pytest (tests/\w+\.py)", text)
+    links = re.findall(r"\]\((?!https?:)([\w./-]+\w)(?:#[\w-]*)?\)", text)
+    absent = [name for name in files if not (ROOT / name).exists()]
+    absent += [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not absent, f"{page} names what is not there: {absent}"

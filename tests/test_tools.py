@@ -13,7 +13,7 @@ from random import Random
 
 import nbformat
 import pytest
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 from helpers.plots.cards import print_wrapped
@@ -27,7 +27,7 @@ from tools.build_notebooks import (
     small_png,
     with_cover,
 )
-from tools.outputs import machine_path, output_faults, tidy
+from tools.outputs import WIDGET, machine_path, output_faults, tidy
 from tools.pages import Entry, entry, key_figure, stated_minutes, write_index, write_page
 from tools.progress import minutes_left
 
@@ -86,8 +86,7 @@ def stream(text, name="stderr"):
 
 
 def notebook_showing(*outputs):
-    cell = nbformat.v4.new_code_cell("1", outputs=list(outputs), execution_count=1)
-    return nbformat.v4.new_notebook(cells=[cell])
+    return new_notebook(cells=[new_code_cell("1", outputs=list(outputs), execution_count=1)])
 
 
 # Building
@@ -129,12 +128,9 @@ def test_the_first_picture_of_the_cover_cell_is_attached_to_the_title(built):
     nbformat.validate(notebook)
 
 
-def test_a_cover_that_was_never_drawn_changes_nothing(built):
+def test_a_cover_that_was_never_drawn_changes_nothing_and_a_large_one_has_fewer_colours(built):
     title = with_cover(drawn(built)).cells[0]
     assert title.source.endswith("not measured.") and "attachments" not in title
-
-
-def test_a_large_cover_has_fewer_colours():
     data = base64.b64decode(small_png(noise(340, 340)))
     assert len(data) <= COVER_BYTES and Image.open(io.BytesIO(data)).size == (340, 340)
 
@@ -168,17 +164,14 @@ def test_an_unfit_lesson_gets_a_sentence_with_its_name(built, text, message):
 
 
 def test_lessons_are_found_in_reading_order_and_by_number(tmp_path):
+    with pytest.raises(LessonError, match="no lessons"):
+        find_lessons(tmp_path)
     for name in ("A_pocket.py", "01_look.py", "00_start.py", "helper.py", "notes.txt"):
         (tmp_path / name).touch()
     assert [p.stem for p in find_lessons(tmp_path)] == ["00_start", "01_look", "A_pocket"]
     assert [p.stem for p in find_lessons(tmp_path, ["A", "00_start"])] == ["00_start", "A_pocket"]
     with pytest.raises(LessonError, match="no lesson '7'.*00_start, 01_look, A_pocket"):
         find_lessons(tmp_path, ["7"])
-
-
-def test_no_lessons_is_an_error(tmp_path):
-    with pytest.raises(LessonError, match="no lessons"):
-        find_lessons(tmp_path)
 
 
 def test_built_notebook_keeps_outputs_and_nothing_of_the_run(lessons, tmp_path):
@@ -225,50 +218,47 @@ def test_a_failing_cell_or_unfit_output_is_not_built(lessons, tmp_path, code, me
 # Outputs
 
 
-def test_tidy_keeps_the_last_state_of_a_progress_bar():
-    bar = [stream("\r  0%"), stream("\r 50%"), stream("\r100%\nnext\n")]
-    assert [output.text for output in tidy(bar)] == ["100%\nnext\n"]
-
-
-def test_tidy_keeps_the_order_of_prints_and_pictures():
-    picture = new_output("display_data", data={"image/png": "aGk="})
-    kept = tidy([stream("a", "stdout"), picture, stream("b", "stdout")])
-    assert [output.output_type for output in kept] == ["stream", "display_data", "stream"]
-
-
-def test_tidy_drops_finished_bars_and_keeps_what_stands_beside_them():
-    text = "before\n\r 50%|##  | 1/2 [00:01]\r100%|####| 2/2 [00:02]\nafter: 50% | of all\n"
-    assert tidy([stream(text, "stderr")])[0].text == "before\nafter: 50% | of all\n"
-
-
-def test_tidy_drops_a_bar_that_wiped_itself():
-    assert tidy([stream("\r100%|###|"), stream("\r          \r")]) == []
-
-
-def test_tidy_leaves_plain_text_and_its_argument_alone():
-    outputs = [stream("two\n"), stream("  lines\r\n")]
-    assert tidy(outputs)[0].text == "two\n  lines\n"
-    assert outputs[0].text == "two\n"
+BAR = "before\n\r 50%|##  | 1/2 [00:01]\r100%|####| 2/2 [00:02]\nafter: 50% | of all\n"
 
 
 @pytest.mark.parametrize(
-    "line",
+    "pieces, kept",
     [
-        "  File /home/ada/course/helpers/world/scenes.py:12",
-        "/Users/ada/course/.venv/lib: warning",
-        "C:\\Users\\ada\\course",
-        ".venv/lib/python3.11/site-packages/torch/nn.py:3: UserWarning",
-        "/tmp/ipykernel_31/123.py:1: UserWarning",
-        str(build_notebooks.ROOT / "data"),
+        (["\r  0%", "\r 50%", "\r100%\nnext\n"], ["100%\nnext\n"]),  # the last state of a bar
+        ([BAR], ["before\nafter: 50% | of all\n"]),  # nothing of a finished one
+        (["\r100%|###|", "\r          \r"], []),  # it wiped itself
+        (["two\n", "  lines\r\n"], ["two\n  lines\n"]),
     ],
 )
-def test_machine_paths_are_found(line):
-    assert machine_path(f"first\n{line}\n") == line.strip()
+def test_tidy_joins_a_stream_and_drops_finished_bars(pieces, kept):
+    outputs = [stream(piece) for piece in pieces]
+    assert [output.text for output in tidy(outputs)] == kept
+    assert [output.text for output in outputs] == pieces  # its argument is left alone
 
 
-@pytest.mark.parametrize("text", ["data/pocket/model", "runs/04/adapter", "12/13", "a / b", ""])
-def test_paths_inside_the_course_are_fine(text):
-    assert machine_path(text) is None
+def test_tidy_keeps_the_order_of_prints_and_pictures_and_of_a_widget_its_html():
+    picture = new_output("display_data", data={"image/png": "aGk="})
+    kept = tidy([stream("a", "stdout"), picture, stream("b", "stdout")])
+    assert [output.output_type for output in kept] == ["stream", "display_data", "stream"]
+    bar = new_output("display_data", data={WIDGET: {}, "text/plain": "100%|##| 2/2 [00:01<00:00]"})
+    shown = new_output("display_data", data={WIDGET: {}, "text/html": "<b>a card</b>"})
+    assert [output.data for output in tidy([bar, shown])] == [{"text/html": "<b>a card</b>"}]
+
+
+PLACES = [
+    "  File /home/ada/course/helpers/world/scenes.py:12",
+    "/Users/ada/course/.venv/lib: warning",
+    "C:\\Users\\ada\\course",
+    ".venv/lib/python3.11/site-packages/torch/nn.py:3: UserWarning",
+    "/tmp/ipykernel_31/123.py:1: UserWarning",
+    str(build_notebooks.ROOT / "data"),
+]
+
+
+def test_machine_paths_are_found_and_those_inside_the_course_are_fine():
+    assert [machine_path(f"first\n{line}\n") for line in PLACES] == [one.strip() for one in PLACES]
+    for text in ("data/pocket/model", "runs/04/adapter", "12/13", "a / b", ""):
+        assert machine_path(text) is None
 
 
 @pytest.mark.parametrize(
@@ -276,10 +266,7 @@ def test_paths_inside_the_course_are_fine(text):
     [
         (stream("/home/ada/x.py:3: UserWarning"), "cell 1 shows a path"),
         (new_output("error", ename="KeyError", evalue="'a'"), "cell 1 ends in KeyError"),
-        (
-            new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}}),
-            "cell 1 shows a widget",
-        ),
+        (new_output("display_data", data={WIDGET: {}}), "cell 1 shows a widget"),
         (new_output("display_data", data={"text/html": "<b>/home/ada</b>/home/ada/"}), "a path"),
     ],
 )
@@ -297,12 +284,6 @@ def test_pictures_are_not_read_as_paths():
 # Running
 
 
-def test_stated_minutes_are_read_per_track(built):
-    notebook = built(GOOD)
-    assert stated_minutes(notebook, "pocket") == 0.5
-    assert stated_minutes(notebook, "t4") is None
-
-
 @pytest.mark.parametrize(
     "text, minutes",
     [
@@ -310,12 +291,12 @@ def test_stated_minutes_are_read_per_track(built):
         ("Time: **pocket** about 1.5 min, t4 12 min", 1.5),
         ("pocket: not measured; t4: 3 minutes", None),
         ("Pocket: 45 s", 0.75),
+        (GOOD, 0.5),
         ("the pocket model has 2 layers", None),
     ],
 )
-def test_stated_minutes_of_a_line(text, minutes):
-    cell = nbformat.v4.new_markdown_cell(text)
-    assert stated_minutes(nbformat.v4.new_notebook(cells=[cell]), "pocket") == minutes
+def test_stated_minutes_are_those_of_the_track(text, minutes):
+    assert stated_minutes(new_notebook(cells=[new_markdown_cell(text)]), "pocket") == minutes
 
 
 # Pages
@@ -326,8 +307,8 @@ def page(tmp_path):
     """Writes markdown cells as a page and reads it back."""
 
     def write(*cells, pages=()):
-        cells = [nbformat.v4.new_markdown_cell(c) if isinstance(c, str) else c for c in cells]
-        write_page(nbformat.v4.new_notebook(cells=cells), tmp_path / "page.html", pages)
+        cells = [new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+        write_page(new_notebook(cells=cells), tmp_path / "page.html", pages)
         return (tmp_path / "page.html").read_text(encoding="utf-8")
 
     return write
@@ -356,9 +337,8 @@ def test_formulas_of_the_lessons_are_understood(page):
 
 
 def test_links_lead_to_pages_that_are_there(page):
-    html = page(
-        "[Next](02_b.ipynb), [late](03_c.ipynb#end), [out](https://a.org/x.ipynb)", pages=["02_b"]
-    )
+    links = "[Next](02_b.ipynb), [late](03_c.ipynb#end), [out](https://a.org/x.ipynb)"
+    html = page(links, pages=["02_b"])
     assert 'href="02_b.html"' in html and 'href="https://a.org/x.ipynb"' in html
     assert "03_c" not in html and "late" in html
 
@@ -419,11 +399,8 @@ def test_course_stops_at_the_first_failing_cell(lessons, tmp_path):
     with pytest.raises(SystemExit) as stop:
         run_course.main(["--output", str(tmp_path / "out")], lessons=folder)
     message = str(stop.value)
-    assert "01_fake, cell 6 of 7 failed" in message
-    assert (
-        "import helpers.world.scenes" in message
-        and "ZeroDivisionError: division by zero" in message
-    )
+    assert "01_fake, cell 6 of 7 failed" in message and "import helpers.world.scenes" in message
+    assert "ZeroDivisionError: division by zero" in message
     assert (tmp_path / "out" / "01_fake.ipynb").exists()
     assert not (tmp_path / "out" / "02_fake.ipynb").exists()
 
@@ -442,13 +419,8 @@ def test_a_second_course_does_not_write_over_the_first(lessons, tmp_path):
         "import pathlib, sys; from tools.run_course import claim; "
         "lock = claim(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(out)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=build_notebooks.ROOT,
-    )
-    assert holder.stdout.readline() == b"held\n"
+    holder = started(script, out, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == "held\n"
     with pytest.raises(run_course.Stopped):
         run_course.claim(out)
     holder.kill()
@@ -457,24 +429,25 @@ def test_a_second_course_does_not_write_over_the_first(lessons, tmp_path):
         pass  # nothing stale is left
 
 
-def test_unwritable_output_is_one_sentence(lessons, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="Cannot write to .*file.*--output"):
-        run_course.main(["--output", str(tmp_path / "file")], lessons=lessons(GOOD))
+def started(script, *arguments, **more):
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, text=True, cwd=build_notebooks.ROOT, **more)
 
 
-def test_full_disk_is_one_sentence(lessons, tmp_path, monkeypatch):
+def test_what_cannot_be_done_is_one_sentence(lessons, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(run_course, "execute", full)
-    with pytest.raises(SystemExit, match="01_fake, cell 0 of 7: the disk is full"):
-        run_course.main(["--output", str(tmp_path)], lessons=lessons(GOOD))
-
-
-def test_unknown_track_is_one_sentence(lessons, tmp_path):
-    with pytest.raises(SystemExit, match="unknown track 'laptop'"):
-        run_course.main(["--track", "laptop", "--output", str(tmp_path)], lessons=lessons(GOOD))
+    (tmp_path / "file").touch()
+    folder = lessons(GOOD)
+    for output, more, sentence in (
+        ("out", [], "01_fake, cell 0 of 7: the disk is full"),
+        ("file", [], "Cannot write to .*file.*--output"),
+        ("out", ["--track", "laptop"], "unknown track 'laptop'"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            run_course.main(["--output", str(tmp_path / output), *more], lessons=folder)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process on Windows")
@@ -484,14 +457,9 @@ def test_interrupt_is_one_sentence_and_keeps_what_ran(lessons, tmp_path):
         "import sys; from pathlib import Path; from tools.run_course import main; "
         "main(['--output', sys.argv[1]], Path(sys.argv[2]))"
     )
-    run = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "out"), str(folder)],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=build_notebooks.ROOT,
-        # What a shell starts in the background ignores interrupts, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # What a shell starts in the background ignores interrupts, and so would its children.
+    stoppable = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    run = started(script, tmp_path / "out", folder, stderr=subprocess.PIPE, **stoppable)
     executed = tmp_path / "out" / "01_fake.ipynb"
     try:
         wait_for(lambda: executed.exists() and '"running"' in executed.read_text(encoding="utf-8"))

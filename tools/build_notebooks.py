@@ -47,9 +47,6 @@ METADATA = {
     "colab": {"gpuType": "T4", "provenance": []},
 }
 
-# A kernel's own log would tear the live line: it warns at its start and when it is interrupted.
-QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
-
 COLAB = (
     "https://colab.research.google.com/github/{repository}/blob/{release}/notebooks/{stem}.ipynb"
 )
@@ -59,11 +56,7 @@ BADGE_ADDRESS = re.compile(
 )
 SETUP_TITLE = "# @title Setup: find the course, or fetch it (run this first)\n"
 # Folded in JupyterLab, in Colab (which shows the title line) and in MyST.
-FOLDED = {
-    "tags": ["setup", "hide-input"],
-    "jupyter": {"source_hidden": True},
-    "cellView": "form",
-}
+FOLDED = {"tags": ["setup", "hide-input"], "jupyter": {"source_hidden": True}, "cellView": "form"}
 CELL_METADATA = ("tags", "alt", "jupyter", "cellView")  # what is kept of a lesson's cells
 COVER_BYTES = 80_000
 GITHUB = re.compile(
@@ -140,26 +133,28 @@ def build(lesson, repository=None):
 
 def require_lesson(cells, name):
     """Raise LessonError unless the title and the tagged cells are as the tools need them."""
-    if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
-        raise LessonError(f"{name}: the first cell must be markdown and open with the '# ' title.")
+
+    def require(sound, otherwise):
+        if not sound:
+            raise LessonError(f"{name}: {otherwise}")
+
+    titled = cells and cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+    require(titled, "the first cell must be markdown and open with the '# ' title.")
     tagged = Counter(tag for cell in cells for tag in tags(cell))
-    if tagged["parameters"] != 1:
-        raise LessonError(
-            f"{name}: {tagged['parameters']} cells are tagged `parameters`; tag exactly one code "
-            f'cell, # %% tags=["parameters"], and assign {", ".join(PARAMETERS)} in it.'
-        )
+    require(
+        tagged["parameters"] == 1,
+        f"{tagged['parameters']} cells are tagged `parameters`; tag exactly one code cell, "
+        f'# %% tags=["parameters"], and assign {", ".join(PARAMETERS)} in it.',
+    )
     parameters = next(cell.source for cell in cells if "parameters" in tags(cell))
-    missing = set(PARAMETERS) - assigned_names(parameters, name)
-    if missing:
-        first = sorted(missing)[0]
-        raise LessonError(f"{name}: give {first} a line in the parameters cell: {first} = ...")
-    if any("cover" in tags(cell) and "alt" not in cell.metadata for cell in cells):
-        raise LessonError(f'{name}: say what the cell tagged `cover` shows, alt="A plot of ...".')
-    if tagged["setup"]:
-        raise LessonError(f"{name}: leave out the cell tagged `setup`; the build adds it.")
-    if tagged["raises-exception"]:
-        # papermill stops at every error output, whatever the tag says
-        raise LessonError(f"{name}: a cell is tagged `raises-exception`; catch and print instead.")
+    for one in sorted(set(PARAMETERS) - assigned_names(parameters, name)):
+        require(False, f"give {one} a line in the parameters cell: {one} = ...")
+    told = all("alt" in cell.metadata for cell in cells if "cover" in tags(cell))
+    require(told, 'say what the cell tagged `cover` shows, alt="A plot of ...".')
+    require(not tagged["setup"], "leave out the cell tagged `setup`; the build adds it.")
+    # papermill stops at every error output, whatever the tag says
+    stops = "a cell is tagged `raises-exception`; catch and print instead."
+    require(not tagged["raises-exception"], stops)
 
 
 def assigned_names(source, name):
@@ -237,10 +232,8 @@ def with_badges(text, repository=None):
 
 
 def rewrite_badges(page):
-    """Write a markdown page again if its badges lead to another repository or release."""
-    text = page.read_text(encoding="utf-8")
-    if with_badges(text) != text:
-        page.write_text(with_badges(text), encoding="utf-8")
+    """Let the badges of a markdown page lead to this repository and release."""
+    page.write_text(with_badges(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def cell_ids(cells):
@@ -259,21 +252,12 @@ def execute(notebook, output, parameters, **hooks):
     on_cell_start. A failing cell raises papermill.PapermillExecutionError.
     """
     nbformat.write(notebook, output)
+    # GitHub shows no notebook with widget states. A kernel's own log would tear the live line: it
+    # warns at its start and when it is interrupted.
     return papermill.execute_notebook(
-        str(output),
-        str(output),
-        parameters,
-        cwd=ROOT,
-        progress_bar=False,
-        store_widget_state=False,  # GitHub shows no notebook that has it
-        extra_arguments=QUIET_KERNEL,
-        **hooks,
-    )
-
-
-def pocket_environment():
-    """What kernels started from here inherit: one thread, also where there is a GPU."""
-    set_environment(gpu=False)
+        str(output), str(output), parameters, cwd=ROOT, progress_bar=False,
+        store_widget_state=False, extra_arguments=["--IPKernelApp.log_level=CRITICAL"], **hooks,
+    )  # fmt: skip
 
 
 def keep_outputs(notebook, executed):
@@ -284,15 +268,12 @@ def keep_outputs(notebook, executed):
 
 def with_outputs(notebook, outputs):
     """Fill code cells by id and number those that were run; a cell without outputs stays blank."""
-    count = 0
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and cell.id in outputs:
-            count += 1
-            cell.execution_count = count
-            cell.outputs = outputs[cell.id]
-            for output in cell.outputs:
-                if output.output_type == "execute_result":
-                    output.execution_count = count
+    ran = (cell for cell in notebook.cells if cell.cell_type == "code" and cell.id in outputs)
+    for count, cell in enumerate(ran, start=1):
+        cell.execution_count, cell.outputs = count, outputs[cell.id]
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
     return notebook
 
 
@@ -302,15 +283,13 @@ def with_cover(notebook):
     There it is seen before anything has run, without a network, and on Colab. A notebook whose
     cover was never drawn stays as it is.
     """
-    covers = [cell for cell in notebook.cells if "cover" in tags(cell)]
-    data = [(cell, output.get("data", {})) for cell in covers for output in cell.outputs]
-    drawn = [
-        (cell.metadata["alt"], kinds["image/png"]) for cell, kinds in data if "image/png" in kinds
-    ]
-    if drawn:
-        alt, picture = drawn[0]
-        notebook.cells[0].source += f"\n\n![{alt}](attachment:cover.png)"
-        notebook.cells[0].attachments = {"cover.png": {"image/png": small_png(picture)}}
+    for cell in (cell for cell in notebook.cells if "cover" in tags(cell)):
+        for output in cell.outputs:
+            if picture := output.get("data", {}).get("image/png"):
+                notebook.cells[0].source += f"\n\n![{cell.metadata['alt']}](attachment:cover.png)"
+                attached = {"image/png": small_png(picture)}
+                notebook.cells[0].attachments = {"cover.png": attached}
+                return notebook
     return notebook
 
 
@@ -351,7 +330,7 @@ def main(arguments=None, lessons=LESSONS, notebooks=NOTEBOOKS, readme=ROOT / "RE
     parser.add_argument("--only", nargs="+", default=(), help='lessons by number, such as "03"')
     parser.add_argument("--no-execute", action="store_true", help="rewrite the sources only")
     options = parser.parse_args(arguments)
-    pocket_environment()
+    set_environment(gpu=False)  # kernels inherit it: one thread, also where there is a GPU
     rewrite_badges(readme)
     try:
         for lesson in find_lessons(lessons, options.only):

@@ -35,28 +35,27 @@ def check(record, folder):
     """Raise ValueError naming the file and the field if a record is not fit to ship."""
     name = record.get("file") or "a record without a name"
     require_text(record, ("file", "author", "license", "source"), name)
-    require_image(folder / "images" / name)
+    try:
+        with PILImage.open(folder / "images" / name) as image:
+            image.load()  # open() reads only the header; a cut-off file fails here
+    except OSError as error:
+        put = f"put a JPEG at images/{name}"
+        raise ValueError(f"{name}: file does not open as an image; {put}") from error
     for field in ("pairs", "probes"):
         if not record.get(field):
             raise ValueError(f"{name}: {field} is missing or empty; write at least one")
     for i, pair in enumerate(record["pairs"]):
-        check_pair(pair, f"{name}: pairs[{i}]")
+        where = f"{name}: pairs[{i}]"
+        require_text(pair, ("question", "chosen", "rejected", "hallucination"), where)
+        if pair["chosen"] == pair["rejected"]:
+            raise ValueError(f"{where}: chosen and rejected are the same; change one of them")
     for i, probe in enumerate(record["probes"]):
-        check_probe(probe, f"{name}: probes[{i}]")
-
-
-def check_pair(pair, where):
-    require_text(pair, ("question", "chosen", "rejected", "hallucination"), where)
-    if pair["chosen"] == pair["rejected"]:
-        raise ValueError(f"{where}: chosen and rejected are the same; change one of them")
-
-
-def check_probe(probe, where):
-    require_text(probe, ("question",), where)
-    for field, allowed in (("answer", ("yes", "no")), ("kind", KINDS)):
-        if probe.get(field) not in allowed:
-            choices = ", ".join(allowed)
-            raise ValueError(f"{where}: {field} is {probe.get(field)!r}; use one of {choices}")
+        where = f"{name}: probes[{i}]"
+        require_text(probe, ("question",), where)
+        for field, allowed in (("answer", ("yes", "no")), ("kind", KINDS)):
+            if probe.get(field) not in allowed:
+                use = f"use one of {', '.join(allowed)}"
+                raise ValueError(f"{where}: {field} is {probe.get(field)!r}; {use}")
 
 
 def require_text(item, fields, where):
@@ -64,15 +63,6 @@ def require_text(item, fields, where):
         value = item.get(field)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{where}: {field} is missing or empty; write a text there")
-
-
-def require_image(path):
-    try:
-        with PILImage.open(path) as image:
-            image.load()  # open() reads only the header; a cut-off file fails here
-    except OSError as error:
-        message = f"{path.name}: file does not open as an image; put a JPEG at images/{path.name}"
-        raise ValueError(message) from error
 
 
 def preference_row(idx, record, pair, folder):

@@ -42,20 +42,16 @@ def digest(cells: list[dict]) -> str:
 def clean_copy(lesson: Path) -> dict:
     """The notebook `lesson` as JSON, without outputs, with a link to its executed page."""
     notebook = json.loads(lesson.read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
+    cells, place = notebook["cells"], 0
+    for number, cell in enumerate(cells, start=1):
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
+        elif not place and "".join(cell["source"]).startswith("# "):
+            place = number  # behind the title
     note = {"cell_type": "markdown", "id": "your-copy", "metadata": {}}
-    note["source"] = [NOTE.format(lesson=lesson.stem)]
-    titles = [n for n, cell in enumerate(notebook["cells"], start=1) if is_title(cell)]
-    notebook["cells"].insert(titles[0] if titles else 0, note)
-    record = {"lesson": lesson.stem, "digest": digest(notebook["cells"])}
-    notebook["metadata"]["course"] = record
+    cells.insert(place, {**note, "source": [NOTE.format(lesson=lesson.stem)]})
+    notebook["metadata"]["course"] = {"lesson": lesson.stem, "digest": digest(cells)}
     return notebook
-
-
-def is_title(cell: dict) -> bool:
-    return cell["cell_type"] == "markdown" and "".join(cell["source"]).startswith("# ")
 
 
 def record_of(copy: Path) -> tuple[dict, bool]:
@@ -73,6 +69,7 @@ def record_of(copy: Path) -> tuple[dict, bool]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there in full or not at all, also beside another writer."""
+    # helpers.setup.storage writes under one name, which two `make lab` at a time would share.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
         new = Path(folder) / path.name
         new.write_text(text, encoding="utf-8")
@@ -85,19 +82,17 @@ def make_copies(notebooks: Path = NOTEBOOKS, work: Path = WORK) -> list[str]:
     A copy without a lesson, as after a lesson was renamed, is removed if nobody worked in it.
     """
     work.mkdir(exist_ok=True)
-    kept = []
-    lessons = {path.name: path for path in sorted(notebooks.glob("*.ipynb"))}
+    kept, lessons = [], {path.name: path for path in sorted(notebooks.glob("*.ipynb"))}
     for name, lesson in lessons.items():
         new = clean_copy(lesson)
-        if (work / name).exists():
-            record, untouched = record_of(work / name)
-            if record == new["metadata"]["course"]:
-                continue
-            if not untouched:
-                kept.append(name)
-                continue
-        text = json.dumps(new, indent=1, sort_keys=True, ensure_ascii=False)
-        write_whole(work / name, text + "\n")
+        record, untouched = record_of(work / name) if (work / name).exists() else ({}, True)
+        if record == new["metadata"]["course"]:
+            continue
+        if untouched:
+            text = json.dumps(new, indent=1, sort_keys=True, ensure_ascii=False)
+            write_whole(work / name, text + "\n")
+        else:
+            kept.append(name)
     for copy in sorted(work.glob("*.ipynb")):
         record, untouched = record_of(copy)
         # A duplicate that the learner made has another name than the record says.
@@ -109,18 +104,18 @@ def make_copies(notebooks: Path = NOTEBOOKS, work: Path = WORK) -> list[str]:
 def make_pages(notebooks: Path = NOTEBOOKS, pages: Path = WORK / "pages") -> None:
     """Write the executed pages that are missing or older than their notebook."""
     pages.mkdir(parents=True, exist_ok=True)
+    lessons = {path: pages / f"{path.stem}.html" for path in sorted(notebooks.glob("*.ipynb"))}
     outdated = [
         (lesson, page)
-        for lesson in sorted(notebooks.glob("*.ipynb"))
-        if not (page := pages / f"{lesson.stem}.html").exists()
-        or page.stat().st_mtime < lesson.stat().st_mtime
+        for lesson, page in lessons.items()
+        if not page.exists() or page.stat().st_mtime < lesson.stat().st_mtime
     ]
     if outdated:
-        print(f"Writing the pages of {len(outdated)} executed lessons, once ...", flush=True)
-    for lesson, page in outdated:
         from tools.pages import page_of  # two seconds, which most starts can do without
 
-        names = [path.stem for path in notebooks.glob("*.ipynb")]
+        print(f"Writing the pages of {len(outdated)} executed lessons, once ...", flush=True)
+    for lesson, page in outdated:
+        names = [path.stem for path in lessons]
         write_whole(page, page_of(nbformat.read(lesson, as_version=4), lesson.stem, names))
 
 

@@ -23,32 +23,24 @@ def tags(cell):
 
 def tidy(outputs):
     """Join pieces of a stream, show what carriage returns left standing, drop progress bars, and
-    of a widget that is written in HTML, too, keep that."""
+    of a widget that is written in HTML, too, keep that, which needs no kernel."""
     kept = []
-    for output in (without_live_view(one) for one in outputs if not is_widget_bar(one)):
-        last = kept[-1] if kept else None
+    for output in outputs:
+        data = output.get("data", {})
+        if WIDGET in data and WIDGET_BAR.search(data.get("text/plain", "")):
+            continue
+        output, last = output.copy(), kept[-1] if kept else None
+        if "text/html" in data:
+            output.data = {kind: value for kind, value in data.items() if kind != WIDGET}
         if last and output.output_type == last.output_type == "stream" and output.name == last.name:
             last.text += output.text
         else:
-            kept.append(output.copy())
+            kept.append(output)
     for output in kept:
         if output.output_type == "stream":
             lines = [overwrite(line) for line in output.text.split("\n")]
             output.text = "\n".join(line for line in lines if not PROGRESS_BAR.search(line))
     return [output for output in kept if output.output_type != "stream" or output.text.strip()]
-
-
-def is_widget_bar(output):
-    data = output.get("data", {})
-    return WIDGET in data and bool(WIDGET_BAR.search(data.get("text/plain", "")))
-
-
-def without_live_view(output):
-    """A widget with text/html of its own is published as that: it needs no kernel."""
-    output = output.copy()
-    if "text/html" in output.get("data", {}):
-        output.data = {kind: value for kind, value in output.data.items() if kind != WIDGET}
-    return output
 
 
 def overwrite(line):
@@ -66,9 +58,7 @@ def output_faults(notebook):
             if output.output_type == "error":
                 faults.append(f"cell {number} ends in {output.ename}: {output.evalue}")
             if WIDGET in output.get("data", {}):
-                faults.append(
-                    f"cell {number} shows a widget, which GitHub cannot; print plain text"
-                )
+                faults.append(f"cell {number} shows a widget, which GitHub cannot; print text")
             if found := machine_path(text):
                 faults.append(f"cell {number} shows a path of the building machine: {found!r}")
     return faults

@@ -55,16 +55,11 @@ class Entry:
 def entry(name, notebook, minutes=None):
     """The entry of an executed notebook; `minutes`, if not measured, are those it states."""
     opening = notebook.cells[0].source
-    question = re.search(
-        r"^\*\*The question:\*\*(.+?)(?:\n\n|\Z)", opening, re.DOTALL | re.MULTILINE
-    )
-    return Entry(
-        name,
-        opening.splitlines()[0].removeprefix("# "),
-        " ".join(question[1].split()) if question else "",
-        minutes if minutes is not None else stated_minutes(notebook, "pocket"),
-        key_figure(notebook),
-    )
+    asked = re.search(r"^\*\*The question:\*\*(.+?)(?:\n\n|\Z)", opening, re.DOTALL | re.MULTILINE)
+    question = " ".join(asked[1].split()) if asked else ""
+    minutes = stated_minutes(notebook, "pocket") if minutes is None else minutes
+    title = opening.splitlines()[0].removeprefix("# ")
+    return Entry(name, title, question, minutes, key_figure(notebook))
 
 
 def stated_minutes(notebook, track):
@@ -74,8 +69,8 @@ def stated_minutes(notebook, track):
     to the name of the next track counts.
     """
     others = "|".join(TRACKS)
-    time_of_track = rf"\b{track}\b(?:(?!\b(?:{others})\b).)*?(\d+(?:\.\d+)?)\s*(min|s)"
-    pattern = time_of_track + r"(?:utes?|ec|econds?)?\b"
+    time = r"(\d+(?:\.\d+)?)\s*(min|s)(?:utes?|ec|econds?)?\b"
+    pattern = rf"\b{track}\b(?:(?!\b(?:{others})\b).)*?{time}"
     found = re.search(pattern, notebook.cells[0].source, re.IGNORECASE)
     return found and float(found[1]) / (60 if found[2].lower() == "s" else 1)
 

@@ -50,7 +50,6 @@ class Progress:
         finally:
             done.set()
             ticker.join()
-            self._clear()
         if not self.stream.isatty():
             print(f"{name}  {self.minutes[name]:.1f} min", file=self.stream, flush=True)
 
@@ -58,17 +57,17 @@ class Progress:
         """The text of the live line; `start` is when the current lesson began."""
         now = time.monotonic()
         left = minutes_left(self.stated, self.minutes, self.name, (now - start) / 60)
-        seconds = int(now - self.began)
-        so_far = f"{seconds // 60}:{seconds % 60:02d}"
+        minutes, seconds = divmod(int(now - self.began), 60)
+        so_far = f"{minutes}:{seconds:02d}"
         return f"{self.where}  {so_far} so far, about {max(round(left), 1)} min left"
 
     def _tick(self, start, done):
-        while self.stream.isatty() and not done.wait(1):
+        def draw(text, end):
             width = shutil.get_terminal_size().columns - 1
-            self.stream.write("\r" + self.line(start)[:width].ljust(width))
+            self.stream.write("\r" + text[:width].ljust(width) + end)
             self.stream.flush()
 
-    def _clear(self):
         if self.stream.isatty():
-            self.stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
-            self.stream.flush()
+            while not done.wait(1):
+                draw(self.line(start), end="")
+            draw("", end="\r")

@@ -19,6 +19,7 @@ import papermill
 from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 
+from helpers.setup.colab import set_environment
 from helpers.setup.tracks import TrackError, choose
 from tools.build_notebooks import (
     LESSONS,
@@ -28,7 +29,6 @@ from tools.build_notebooks import (
     execute,
     find_lessons,
     keep_outputs,
-    pocket_environment,
     with_cover,
 )
 from tools.pages import entry, stated_minutes, write_index, write_page
@@ -71,23 +71,16 @@ def run_lesson(notebook, output, parameters, progress):
     try:
         return execute(notebook, output, parameters, on_cell_start=on_cell_start)
     except papermill.PapermillExecutionError as error:
-        first_line = error.source.strip().splitlines()[0]
-        raise Stopped(
-            f"{progress.where} failed, [{error.exec_count}] in {shown(output)}\n"
-            f"    {first_line}\n{error.ename}: {error.evalue}"
-        ) from None
+        why = f" failed, [{error.exec_count}] in {shown(output)}\n{INDENT}"
+        why += f"{error.source.strip().splitlines()[0]}\n{error.ename}: {error.evalue}"
     except DeadKernelError:
-        raise Stopped(
-            f"{progress.where}: Python died, most often for want of memory. Close other programs, "
-            f"or try --quick. What ran is in {shown(output)}."
-        ) from None
+        why = ": Python died, most often for want of memory. Close other programs, or try --quick. "
+        why += f"What ran is in {shown(output)}."
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise Stopped(
-            f"{progress.where}: the disk is full. Free some space, or name a folder on another "
-            "disk with --output."
-        ) from None
+        why = ": the disk is full. Free some space, or name a folder on another disk with --output."
+    raise Stopped(f"{progress.where}{why}")
 
 
 def run_course(notebooks, folder, parameters, progress):
@@ -111,24 +104,20 @@ def shown(path):
 def table(entries, folder):
     """The closing report: lesson, minutes and key figure, where all lies, and what comes next."""
     width = max(len(one.name) for one in entries)
+    indented = textwrap.TextWrapper(COLUMNS, initial_indent=INDENT, subsequent_indent=INDENT)
     rows = [f"{'lesson':{width}}  minutes"]
     for one in entries:
-        rows.append(f"{one.name:{width}}  {one.minutes:7.1f}")
-        rows += textwrap.wrap(
-            one.key_figure, COLUMNS, initial_indent=INDENT, subsequent_indent=INDENT
-        )
-    rows += [f"{'total':{width}}  {sum(one.minutes for one in entries):7.1f}", ""]
-    rows += [f"All passed: {len(entries)} of {len(entries)} lessons."]
-    rows += [f"Read them: {shown(folder / 'index.html')} (the notebooks lie beside the pages)"]
-    rows += ["Work through them: make lab"]
-    return "\n".join(rows)
+        rows += [f"{one.name:{width}}  {one.minutes:7.1f}", *indented.wrap(one.key_figure)]
+    rows.append(f"{'total':{width}}  {sum(one.minutes for one in entries):7.1f}\n")
+    rows.append(f"All passed: {len(entries)} of {len(entries)} lessons.")
+    rows.append(f"Read them: {shown(folder / 'index.html')} (the notebooks lie beside the pages)")
+    return "\n".join([*rows, "Work through them: make lab"])
 
 
 def announce(notebooks, track):
     """Say what will run and where the time left comes from; return the stated minutes by lesson."""
     stated = {name: stated_minutes(notebook, track) for name, notebook in notebooks.items()}
-    silent = [name for name, minutes in stated.items() if minutes is None]
-    if silent:
+    if silent := [name for name, minutes in stated.items() if minutes is None]:
         say(f"No time stated for {track}, counted as 1 minute each: {', '.join(silent)}.")
     stated = {name: minutes or UNSTATED_MINUTES for name, minutes in stated.items()}
     say(
@@ -158,7 +147,7 @@ def main(arguments=None, lessons=LESSONS):
     try:
         track = choose(options.track).name
         if track == "pocket":
-            pocket_environment()
+            set_environment(gpu=False)  # kernels inherit it: one thread, also beside a GPU
         with claim(folder):
             notebooks = {path.stem: build(path) for path in find_lessons(lessons, options.only)}
             parameters = {"TRACK": track, "QUICK": options.quick}
