@@ -38,7 +38,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, CLIP
 from helpers.feedback.stages import Item, SynthesisError
 from helpers.setup.hub import first_line
 from helpers.setup.machine import this_machine
-from helpers.vlm.batches import Job, in_batches
+from helpers.vlm.answers import Job, in_batches
 from helpers.vlm.load import ModelError
 
 
