@@ -568,10 +568,11 @@ def test_a_blind_reward_is_blind(tmp_path):
     assert all(i.answer and i.question == "What is there?" and "/" not in i.key for i in seen)
 
 
-def test_a_stage_that_scribbles_on_its_items_changes_nothing(whole, tmp_path):
+def test_a_stage_that_scribbles_on_its_items_changes_nothing(tmp_path):
     def vandal(items):
         scores = brightness(items)
         for item in items:
+            item.about["deep"].append(2)
             item.about.clear()
             item.image.paste(0, (0, 0, 9, 7))
         return scores
@@ -583,8 +584,10 @@ def test_a_stage_that_scribbles_on_its_items_changes_nothing(whole, tmp_path):
         return drawn
 
     stages = {"generator": named(vandal_draw, "draw"), "image_reward": named(vandal, "brightness")}
-    run(PROMPTS, replace(PIPELINE, **stages), SETTINGS, tmp_path)
-    assert made(tmp_path) == made(whole[0])
+    prompts = [replace(prompt, about=prompt.about | {"deep": [1]}) for prompt in PROMPTS]
+    run(prompts, PIPELINE, SETTINGS, tmp_path / "clean")
+    run(prompts, replace(PIPELINE, **stages), SETTINGS, tmp_path / "vandal")
+    assert made(tmp_path / "vandal") == made(tmp_path / "clean")
 
 
 def test_nothing_to_score_is_no_zero(tmp_path):
