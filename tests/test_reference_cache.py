@@ -396,7 +396,7 @@ def unreadable(folder):
     [
         (lambda _: pairs().to_iterable_dataset(), "the reference of a stream .*load_raw"),
         (lambda _: pairs().with_transform(lambda rows: rows), "has a custom format.*with map"),
-        (lambda _: DatasetDict(train=pairs()), "several parts .*train.*choose one"),
+        (lambda _: DatasetDict(train=pairs()), "several splits .*train.*choose one"),
         (unreadable, "row 1 has a picture whose bytes cannot be read"),
     ],
 )

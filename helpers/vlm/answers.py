@@ -17,6 +17,7 @@ pixels and the settings. Whatever changes, the key changes, and the result is ma
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -356,9 +357,9 @@ def in_batches(
     torch.cuda.OutOfMemoryError is raised when one row alone is too much. `bar`: a tqdm over several
     jobs, which advances by n; without one the job shows its own.
     """
-    done, hidden = 0, bar is not None
-    with tqdm(total=len(job.order), desc=job.doing, leave=False, disable=hidden) as own:
-        progress = bar if hidden else own
+    done = 0
+    own = {"total": len(job.order), "desc": job.doing, "leave": False}
+    with nullcontext(bar) if bar is not None else tqdm(**own) as progress:
         while done < len(job.order):
             rows = job.order[done : done + size]
             try:
