@@ -16,7 +16,8 @@ from helpers.feedback.sources import preference_scenes, rank_own_samples
 from helpers.feedback.stages import SynthesisError
 from helpers.pairs.check import check_pairs
 from helpers.pairs.format import to_conversational
-from helpers.pairs.images import RAW_COLUMNS, PreferenceDataError
+from helpers.pairs.images import RAW_COLUMNS
+from helpers.setup.storage import PreferenceDataError
 from helpers.vlm import pocket
 from helpers.world.scenes import (
     ASSOCIATES,

@@ -16,9 +16,9 @@ import torch
 from datasets import concatenate_datasets
 from tqdm.auto import tqdm
 
-from helpers.dpo.checkpoints import check_writable
 from helpers.evaluation.metrics import scene_hallucination
 from helpers.feedback.sources import preference_scenes, rank_own_samples
+from helpers.setup.storage import check_writable
 from helpers.vlm import pocket
 from helpers.world.scenes import sample_scenes
 
