@@ -36,6 +36,10 @@ import numpy as np
 import PIL.Image
 from datasets import Image
 
+# %% [markdown]
+# And from the course, one concept a module:
+
+# %%
 from helpers.evaluation.intervals import interval, ratio
 from helpers.pairs.check import check_pairs, require_sound
 from helpers.pairs.images import image_digest

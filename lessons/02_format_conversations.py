@@ -36,6 +36,7 @@ from datasets import Dataset, Image, List
 from PIL import Image as PILImage
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
+# %%
 from helpers.pairs.check import check_pairs
 from helpers.pairs.format import to_conversational
 from helpers.pairs.images import image_digest, rows

@@ -34,6 +34,10 @@ import torch
 from peft import get_peft_model
 from trl import DPOConfig, DPOTrainer
 
+# %% [markdown]
+# And from the course, one concept a module:
+
+# %%
 from helpers.dpo.losses import dpo_loss, hinge_loss
 from helpers.dpo.trainer import SetupError, check_setup, dpo_config
 from helpers.pairs.format import to_conversational

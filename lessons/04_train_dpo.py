@@ -34,6 +34,7 @@ import torch
 from peft import PeftModel
 from trl import DPOTrainer
 
+# %%
 from helpers.dpo import checkpoints
 from helpers.dpo.timing import attended_pairs, step_times, text_flops, vision_flops
 from helpers.dpo.trainer import LiveCurve, SetupError, StopAt, check_setup, dpo_trainer

@@ -33,6 +33,10 @@ import numpy as np
 from IPython.display import Markdown
 from tqdm.auto import tqdm
 
+# %% [markdown]
+# And from the course, one concept a module:
+
+# %%
 from helpers.dpo import checkpoints
 from helpers.dpo.publish import Data, Measured, adapter_card, push_adapter, settings_of
 from helpers.dpo.trainer import dpo_trainer

@@ -63,6 +63,10 @@ from helpers.vlm.answers import answer_logps
 from helpers.vlm.load import load_policy
 from helpers.world import scenes as world
 
+# %% [markdown]
+# The track, its policy, and the folder of everything that is made below:
+
+# %%
 track = choose(TRACK, model=MODEL)
 model, processor = load_policy(track)
 folder = Path(OUT, track.name, "quick" if QUICK else "all")
@@ -233,11 +237,10 @@ print(f"after {trainer.state.global_step} steps: margin {after['eval_rewards/mar
 
 # %%
 def gpu_judges():
-    from helpers.feedback import hub_stages as hub
-    from helpers.feedback.vlm_stages import FactCount
+    from helpers.feedback import hub_stages, vlm_stages
 
-    text = hub.Weights(TEXT_REWARD) if TEXT_REWARD else hub.SKYWORK
-    return {"facts counted": FactCount(track), "blind": hub.TextOnlyReward(text)}
+    text = hub_stages.Weights(TEXT_REWARD) if TEXT_REWARD else hub_stages.SKYWORK
+    return {"facts counted": vlm_stages.FactCount(track), "blind": hub_stages.TextOnlyReward(text)}
 
 
 def pocket_judges():
@@ -382,6 +385,7 @@ def over_seeds(values):
     return f"{values.mean():.1f}±{values.std():.1f}"
 
 
+# %%
 def table_at(lr):
     shown = ["pairs", "right", "trap_hal", "trap_cover", "iid_cover", "probes", "yes", "words"]
     found = pd.DataFrame([row for row in rows if row["lr"] in (None, lr)])

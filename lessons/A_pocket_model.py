@@ -30,6 +30,7 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
+# %%
 from helpers.evaluation.metrics import scene_hallucination
 from helpers.plots.cards import CHOSEN, CONTROL, WRONG, image_grid, print_wrapped
 from helpers.setup.tracks import DATA
