@@ -36,9 +36,6 @@ import numpy as np
 import PIL.Image
 from datasets import Image
 
-# %% [markdown]
-# And from the course, one concept a module:
-
 # %%
 from helpers.evaluation.intervals import interval, ratio
 from helpers.pairs.check import check_pairs, require_sound
@@ -52,6 +49,9 @@ from helpers.world.scenes import Scene, describe, grade
 
 track = choose(TRACK)
 print(track.name, "-", track.machine)
+
+# %% [markdown]
+# Two datasets: the photographs that came with the course, and the pairs of your track.
 
 # %%
 photos = load_photos()

@@ -34,9 +34,6 @@ import torch
 from peft import get_peft_model
 from trl import DPOConfig, DPOTrainer
 
-# %% [markdown]
-# And from the course, one concept a module:
-
 # %%
 from helpers.dpo.losses import dpo_loss, hinge_loss
 from helpers.dpo.trainer import SetupError, check_setup, dpo_config
@@ -50,6 +47,9 @@ from helpers.vlm import memory as budget
 from helpers.vlm import pocket, smolvlm
 from helpers.vlm.answers import IGNORED, sequence_logps
 from helpers.vlm.load import TEXT_LINEARS, limit_edge, load, load_policy, lora_config
+
+# %% [markdown]
+# Your track decides how many pairs the loop by hand can hold:
 
 # %%
 track = choose(TRACK, model=MODEL)

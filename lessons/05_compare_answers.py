@@ -33,9 +33,6 @@ import numpy as np
 from IPython.display import Markdown
 from tqdm.auto import tqdm
 
-# %% [markdown]
-# And from the course, one concept a module:
-
 # %%
 from helpers.dpo import checkpoints
 from helpers.dpo.publish import Data, Measured, adapter_card, push_adapter, settings_of
@@ -54,6 +51,9 @@ from helpers.vlm import pocket
 from helpers.vlm.answers import answer_logps, answers
 from helpers.vlm.load import load_policy
 from helpers.world.scenes import DESCRIBE, NOUNS, draw, sample_scenes
+
+# %% [markdown]
+# Your track, and the seeds that every method gets:
 
 # %%
 track = choose(TRACK, model=MODEL)
