@@ -1,4 +1,4 @@
-# Every target is a line of shell that you can also type yourself (without a Makefile: see README).
+# Every target is a line of shell that you can also type yourself (without make: docs/systems.md).
 PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN = .venv/bin
