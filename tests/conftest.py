@@ -4,6 +4,7 @@ No test reaches another hub than this one, and those that do not use the fixture
 """
 # ruff: noqa: E402  (the libraries read the environment once, when they are imported)
 
+import logging
 import os
 import shutil
 import time
@@ -15,6 +16,7 @@ from tests.hub import Hub
 FOLDER = TemporaryDirectory(prefix="hub-")
 HUB = Hub(FOLDER.name)
 os.environ.update(HUB.environment(), HF_HUB_OFFLINE="1")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports optional kernels
 
 import datasets.config
 import huggingface_hub

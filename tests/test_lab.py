@@ -208,11 +208,16 @@ def place(tmp_path_factory):
     return folder
 
 
-def make(folder, *arguments, target="environment", fails=False):
+def make(folder, *arguments, targets=("environment",), fails=False):
+    """What make prints, as if no other make had started these tests."""
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     alone = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ".", "PIP_CONFIG_FILE": os.devnull}
-    command = ["make", target, f"PYTHON={sys.executable}", *arguments]
     run = subprocess.run(
-        command, cwd=folder, env={**os.environ, **alone}, capture_output=True, text=True
+        ["make", *targets, f"PYTHON={sys.executable}", *arguments],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name not in outer} | alone,
+        capture_output=True,
+        text=True,
     )
     assert (run.returncode != 0) == fails, run.stdout + run.stderr
     return run.stdout + run.stderr
@@ -225,8 +230,8 @@ def packages(folder):
 
 def test_make_alone_shows_the_targets_and_a_sound_environment_is_left_alone(place):
     assert make(place) == ""
-    shown = make(place, target="help")
-    assert shown == subprocess.run(["make"], cwd=place, capture_output=True, text=True).stdout
+    shown = make(place, targets=())
+    assert shown == make(place, targets=("help",))
     assert "make lab" in shown and "make environment" not in shown
 
 
